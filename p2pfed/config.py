@@ -1,0 +1,286 @@
+"""One TOML file, the environment and flags -> frozen typed settings; all mistakes reported at once.
+
+Order of precedence: flag, then `P2PFED_SECTION__KEY` in the environment, then the file, then the
+default here. An unknown key is an error. The privacy budget can be raised only in the file: the
+environment and the admin socket cannot touch the section `[privacy]`.
+
+Paths are relative to the file that names them. `ledger` does not default into `data_dir`: a new data
+directory must not look like a new budget.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+)
+
+from p2pfed.errors import ConfigError
+
+__all__ = [
+    "SOCKET_PATH_BYTES",
+    "Admin",
+    "Log",
+    "Network",
+    "Node",
+    "Privacy",
+    "Settings",
+    "Train",
+    "default_state_dir",
+    "load_settings",
+]
+
+SOCKET_PATH_BYTES = 107  # Linux: sizeof(sun_path) - 1
+
+
+def default_state_dir() -> Path:
+    """Where state lives that belongs to the hospital rather than to one node.
+
+    `P2PFED_HOME`, else /var/lib/p2pfed for root, else `$XDG_STATE_HOME/p2pfed`.
+    """
+    home = os.environ.get("P2PFED_HOME")
+    if home:
+        return Path(home)
+    if os.geteuid() == 0:
+        return Path("/var/lib/p2pfed")
+    state = os.environ.get("XDG_STATE_HOME")
+    return (Path(state) if state else Path.home() / ".local" / "state") / "p2pfed"
+
+
+def _exact(value: object) -> Fraction:
+    if isinstance(value, bool) or not isinstance(value, int | float | str | Fraction):
+        raise ValueError("expected a number")  # noqa: TRY004 - pydantic reports ValueError
+    return Fraction(str(value)) if not isinstance(value, Fraction) else value
+
+
+Exact = Annotated[Fraction, BeforeValidator(_exact)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class Node(_Section):
+    """This node: its name, its folder and where it listens."""
+
+    name: str = Field(min_length=1, max_length=64)
+    data_dir: Path
+    key_file: Path | None = None  # default: data_dir/node.key
+    listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/4201",)
+    announce: tuple[str, ...] = ()  # public addresses, when they differ from `listen`
+
+
+class Network(_Section):
+    """Which network, and whom to ask first."""
+
+    id: str = Field(default="", pattern="^([0-9a-f]{64})?$")  # "" = from the first roster given
+    bootstrap: tuple[Path, ...] = ()
+    rejoin: bool = True  # after a crash or a reboot; `p2pfed leave` is remembered apart
+
+
+class Admin(_Section):
+    """The operator's socket."""
+
+    socket: Path | None = None  # default: data_dir/admin.sock
+    mode: Literal["0600", "0660"] = "0600"
+
+
+class Train(_Section):
+    """What this hospital trains on; `enabled = false` makes a bootstrap-only node."""
+
+    enabled: bool = True
+    task: str = ""
+    data: Path | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    options: dict[str, str | int | float] = Field(default_factory=dict)
+    socket: Path | None = None  # default: data_dir/trainer.sock
+
+
+class Privacy(_Section):
+    """The hospital's own limits; a run can only be stricter."""
+
+    epsilon: Exact = Field(default=Fraction(0), ge=0, le=1000)  # lifetime, per data set
+    delta: Exact = Field(default=Fraction(1, 100_000), gt=0, le=Fraction(1, 100))
+    unit: Literal["patient"] = "patient"  # the least that a run must protect
+    allow_none: bool = False  # runs with mechanism "none" are refused unless this says so
+    ledger: Path | None = None  # default: ledger.db in `default_state_dir()`
+
+
+class Log(_Section):
+    """What is written to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Settings(_Section):
+    """All settings of one node."""
+
+    node: Node
+    network: Network = Network()
+    admin: Admin = Admin()
+    train: Train = Train()
+    privacy: Privacy = Privacy()
+    log: Log = Log()
+    _file: Path = PrivateAttr(default=Path("p2pfed.toml"))
+
+    @property
+    def file(self) -> Path:
+        """The file that the settings were read from; the trainer reads it for itself."""
+        return self._file
+
+    @property
+    def key_file(self) -> Path:
+        """Path of the node's key."""
+        return self.node.key_file or self.node.data_dir / "node.key"
+
+    @property
+    def admin_socket(self) -> Path:
+        """Path of the admin socket."""
+        return self.admin.socket or self.node.data_dir / "admin.sock"
+
+    @property
+    def trainer_socket(self) -> Path:
+        """Path of the trainer's private socket."""
+        return self.train.socket or self.node.data_dir / "trainer.sock"
+
+    @property
+    def ledger_path(self) -> Path:
+        """Path of the privacy ledger."""
+        return self.privacy.ledger or default_state_dir() / "ledger.db"
+
+
+def load_settings(path: Path, *, flags: Mapping[str, Any] | None = None) -> Settings:
+    """Read and check a configuration file.
+
+    Args:
+        path: The TOML file.
+        flags: Values from the command line by dotted key, e.g. `{"admin.socket": "/run/a.sock"}`.
+
+    Raises:
+        ConfigError: The file is missing or not TOML, or holds mistakes: every one is listed, with
+            the nearest known key where a key is unknown.
+    """
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"no configuration at {path}",
+            "the daemon does nothing without one",
+            "run: p2pfed init --name NAME --dir DIR   (it writes one)",
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}", str(error)) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f"{path} is not TOML", str(error), "correct the line named above"
+        ) from error
+    for section, key, value in _environment():
+        data.setdefault(section, {})[key] = value
+    for dotted, value in (flags or {}).items():
+        section, _, key = dotted.partition(".")
+        data.setdefault(section, {})[key] = value
+    try:
+        settings = Settings.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(
+            f"{path} has {error.error_count()} mistake{'s' * (error.error_count() > 1)}",
+            "\n".join(_told(item) for item in error.errors()),
+            f"correct the file, then run: p2pfed config check {path}",
+        ) from error
+    settings = _anchored(settings, path.resolve().parent)
+    settings._file = path.resolve()  # noqa: SLF001 - our own private attribute
+    return _checked(settings, path)
+
+
+def _environment() -> list[tuple[str, str, str]]:
+    found = []
+    for name, value in os.environ.items():
+        section, double, key = name.removeprefix("P2PFED_").lower().partition("__")
+        if name.startswith("P2PFED_") and double and section in {"node", "admin", "train", "log"}:
+            found.append((section, key, value))
+    return found
+
+
+def _told(item: Any) -> str:
+    where = ".".join(str(part) for part in item["loc"])
+    if item["type"] != "extra_forbidden":
+        return f"{where}: {item['msg']}"
+    section, _, key = where.rpartition(".")
+    model = (
+        Settings.model_fields[section].annotation if section in Settings.model_fields else Settings
+    )
+    known = (
+        list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+    )
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"{where}: unknown key" + (f" (did you mean {near[0]!r}?)" if near else "")
+
+
+def _anchored(settings: Settings, folder: Path) -> Settings:
+    def at(path: Path | None) -> Path | None:
+        return None if path is None else folder / path.expanduser()
+
+    node = settings.node.model_copy(
+        update={"data_dir": at(settings.node.data_dir), "key_file": at(settings.node.key_file)}
+    )
+    network = settings.network.model_copy(
+        update={"bootstrap": tuple(at(p) for p in settings.network.bootstrap)}
+    )
+    admin = settings.admin.model_copy(update={"socket": at(settings.admin.socket)})
+    train = settings.train.model_copy(
+        update={"data": at(settings.train.data), "socket": at(settings.train.socket)}
+    )
+    privacy = settings.privacy.model_copy(update={"ledger": at(settings.privacy.ledger)})
+    return settings.model_copy(
+        update={
+            "node": node,
+            "network": network,
+            "admin": admin,
+            "train": train,
+            "privacy": privacy,
+        }
+    )
+
+
+def _checked(settings: Settings, path: Path) -> Settings:
+    mistakes = []
+    if settings.train.enabled:
+        if not settings.train.task:
+            mistakes.append("train.task: missing (or set train.enabled = false)")
+        if settings.privacy.epsilon <= 0 and not settings.privacy.allow_none:
+            mistakes.append("privacy.epsilon: missing; the lifetime budget has no default")
+        if settings.train.data is not None and not settings.train.data.exists():
+            mistakes.append(f"train.data: {settings.train.data} does not exist")
+    mistakes.extend(
+        f"{key}: {socket} has {len(os.fsencode(socket))} bytes; a Unix socket path may have"
+        f" {SOCKET_PATH_BYTES}"
+        for key, socket in (
+            ("admin.socket", settings.admin_socket),
+            ("train.socket", settings.trainer_socket),
+        )
+        if len(os.fsencode(socket)) > SOCKET_PATH_BYTES
+    )
+    mistakes.extend(
+        f"network.bootstrap: {file} does not exist"
+        for file in settings.network.bootstrap
+        if not file.exists()
+    )
+    if mistakes:
+        raise ConfigError(
+            f"{path} has {len(mistakes)} mistake{'s' * (len(mistakes) > 1)}",
+            "\n".join(mistakes),
+            f"correct the file, then run: p2pfed config check {path}",
+        )
+    return settings
