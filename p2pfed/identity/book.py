@@ -1,0 +1,141 @@
+"""Which rosters a node believes.
+
+Invariants. A roster newer than all held is believed when k stewards of the newest held one signed
+it (and k of its own); an older one is believed when a held roster names it as its `previous`. What
+is believed is never forgotten: deltas name the roster version that fixes their weight. The first
+roster comes from the operator's hand, or carries the network id that the operator pinned.
+"""
+
+from __future__ import annotations
+
+from p2pfed.errors import FactRejected
+from p2pfed.identity.roster import Roster
+from p2pfed.identity.signing import SignedDocument
+
+__all__ = ["RosterBook"]
+
+
+class RosterBook:
+    """The believed rosters of one network; pure, the caller keeps the files.
+
+    Args:
+        network_id: The pinned network id (32 bytes), or None to take it from the first roster.
+    """
+
+    def __init__(self, network_id: bytes | None = None) -> None:
+        self._network_id = network_id
+        self._rosters: dict[bytes, Roster] = {}
+        self._signed: dict[bytes, bytes] = {}
+        self._current: Roster | None = None
+
+    @property
+    def current(self) -> Roster | None:
+        """The newest believed roster."""
+        return self._current
+
+    @property
+    def network_id(self) -> bytes | None:
+        """Hash of the network's first roster, 32 bytes."""
+        return self._network_id
+
+    def get(self, roster_hash: bytes) -> Roster | None:
+        """The believed roster with this hash."""
+        return self._rosters.get(roster_hash)
+
+    def signed(self, roster_hash: bytes) -> bytes | None:
+        """The exact signed bytes of a believed roster."""
+        return self._signed.get(roster_hash)
+
+    @property
+    def hashes(self) -> frozenset[bytes]:
+        """Hashes of all believed rosters."""
+        return frozenset(self._rosters)
+
+    @property
+    def missing(self) -> frozenset[bytes]:
+        """Hashes of ancestors that a believed roster names and that are not held yet."""
+        named = {r.previous for r in self._rosters.values() if r.version > 1}
+        return frozenset(named - set(self._rosters))
+
+    def add(self, signed: bytes) -> Roster | None:
+        """Believe one more roster.
+
+        Args:
+            signed: The exact bytes of a signed roster document.
+
+        Returns:
+            The roster, or None if it was held already.
+
+        Raises:
+            FactRejected: Unsigned, signed by too few or by others, of another network, older than
+                what is held and not its ancestor, or malformed. Nothing changes.
+        """
+        roster = self.check(signed)
+        if roster is not None:
+            self._believe(roster, signed)
+        return roster
+
+    def restore(self, signed: bytes) -> None:
+        """Believe again what this node believed before its restart, in any order.
+
+        Raises:
+            FactRejected: Malformed, of another network, or not signed by its own stewards.
+        """
+        document = SignedDocument.parse(signed)
+        roster = Roster.decode(document.payload)
+        if self._network_id not in {None, roster.network_id}:
+            raise FactRejected(f"roster v{roster.version} is of another network")
+        if not roster.enough_signatures(document):
+            raise _too_few(roster, roster, "its own")
+        self._believe(roster, signed)
+
+    def _believe(self, roster: Roster, signed: bytes) -> None:
+        self._rosters[roster.hash] = roster
+        self._signed[roster.hash] = signed
+        self._network_id = roster.network_id
+        if self._current is None or roster.version > self._current.version:
+            self._current = roster
+
+    def check(self, signed: bytes) -> Roster | None:
+        """What `add` would do with these bytes, without doing it; raises FactRejected likewise."""
+        document = SignedDocument.parse(signed)
+        roster = Roster.decode(document.payload)
+        if roster.hash in self._rosters:
+            return None
+        if self._network_id is not None and roster.network_id != self._network_id:
+            raise FactRejected(
+                f"the roster is of the network {roster.network_id.hex()[:16]}…",
+                f"this node belongs to {self._network_id.hex()[:16]}…",
+                "check that the bootstrap list and the roster come from the same consortium",
+            )
+        if roster.hash not in self.missing:
+            self._check_newer(roster, document)
+        return roster
+
+    def _check_newer(self, roster: Roster, document: SignedDocument) -> None:
+        if not roster.enough_signatures(document):
+            raise _too_few(roster, roster, "its own")
+        held = self._current
+        if held is None:
+            return
+        if roster.version <= held.version:
+            raise FactRejected(
+                f"roster v{roster.version} is not newer than v{held.version}",
+                "a roster is never rolled back",
+            )
+        if not held.enough_signatures(document):
+            raise _too_few(roster, held, f"roster v{held.version}'s")
+        if roster.version == held.version + 1 and roster.previous != held.hash:
+            raise FactRejected(
+                f"roster v{roster.version} does not follow the v{held.version} held here",
+                "two rosters of one version were signed",
+                "the stewards must agree on one and sign the next version on top of it",
+            )
+
+
+def _too_few(roster: Roster, judge: Roster, whose: str) -> FactRejected:
+    return FactRejected(
+        f"roster v{roster.version} is not signed by {judge.threshold} of {whose} stewards",
+        "anyone could have written it",
+        "ask the stewards to sign it: p2pfed steward sign FILE",
+    )

@@ -1,0 +1,271 @@
+"""The run file: what one training run is, signed by k stewards; its hash is the run id.
+
+It fixes everything that every hospital must share for the fold to be one function: the task and
+its genesis vector, the grid, the clip (a public constant, never taken from patients), the privacy
+mechanism with its ceiling, the outer optimiser and the rules of the rounds. What a hospital alone
+decides (its folder, its device, a lower budget) is in its own configuration.
+
+A hospital accepts a run by name after it was shown `leaving`: what will leave the building.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from p2pfed.errors import FactRejected
+from p2pfed.identity.fields import Fields, encode_payload, read_payload
+from p2pfed.identity.roster import Roster
+from p2pfed.identity.signing import RUN, SignedDocument, fact_hash
+
+__all__ = ["MECHANISMS", "Outer", "Run", "check_signed_run"]
+
+KIND = "p2pfed.run/1"
+MECHANISMS = ("svt", "gaussian", "none")
+UNITS = ("patient", "none")
+ROBUST = ("clip-median", "none")
+OUTERS = ("fedavg", "fedadam")
+MAX_PARAMETERS = 1 << 30
+_INDEX_AND_VALUE_BYTES = 4  # 16-bit gap and int16 value, see wire/payload.py
+_HEAD_BYTES = 400  # header, signature and framing of one delta, see wire/delta.py
+
+
+@dataclass(frozen=True, slots=True)
+class Outer:
+    """The outer optimiser that every node applies to the round's mean delta.
+
+    Attributes:
+        name: `fedavg` (plain step) or `fedadam` (Reddi et al. 2021, arXiv:2003.00295, Algorithm 2).
+        learning_rate: Step; 1.0 makes `fedavg` the classic sample-weighted average.
+        beta1: Decay of the first moment; used by `fedadam`.
+        beta2: Decay of the second moment; used by `fedadam`.
+        epsilon: Added to the root of the second moment; used by `fedadam`.
+    """
+
+    name: str
+    learning_rate: float
+    beta1: float = 0.9
+    beta2: float = 0.99
+    epsilon: float = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training run; see the module docstring.
+
+    Attributes:
+        name: What people call the run.
+        network_id: The network it belongs to, 32 bytes.
+        task: Name of the task as installed at each hospital.
+        task_id: Hash of the task's code, hyper-parameters and tensor shapes, 32 bytes.
+        genesis: BLAKE2b-256 of the safetensors file with the first model, 32 bytes.
+        num_parameters: Length of the flat parameter vector.
+        rounds: How many rounds are planned; the budget is spread over them.
+        grid_bits: Model and delta values are multiples of 2**-grid_bits.
+        mechanism: `svt`, `gaussian` or `none`.
+        unit: `patient`, or `none` with mechanism `none`.
+        epsilon: Ceiling of the whole run per patient; 0 with mechanism `none`.
+        delta: Its delta; 0 with mechanism `none`.
+        clip: L2 bound C of one patient's contribution.
+        block_size: Coordinates per test of the sparse vector technique.
+        segment_blocks: Blocks of which at most one is released.
+        select_share: Share of the budget that pays for the selection.
+        top_fraction: Share of coordinates sent with mechanism `none`.
+        outer: The outer optimiser.
+        robust: `clip-median` or `none`.
+        quorum: Share of the live weight whose deltas end a round early.
+        min_live: Share of the roster's weight that must be alive to start a round.
+        deadline_s: Longest wait for a round's deltas, seconds.
+        min_round_interval_s: Shortest time between two round starts, seconds.
+        run_id: Hash of the payload; not part of it.
+    """
+
+    name: str
+    network_id: bytes
+    task: str
+    task_id: bytes
+    genesis: bytes
+    num_parameters: int
+    rounds: int
+    grid_bits: int
+    mechanism: str
+    unit: str
+    epsilon: Fraction
+    delta: Fraction
+    clip: Fraction
+    block_size: int
+    segment_blocks: int
+    select_share: Fraction
+    top_fraction: Fraction
+    outer: Outer
+    robust: str
+    quorum: float
+    min_live: float
+    deadline_s: float
+    min_round_interval_s: float
+    run_id: bytes = field(default=b"", compare=False)
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Run:
+        """Read a run file from its signed payload.
+
+        Raises:
+            FactRejected: The payload is not a well-formed run file.
+        """
+        fields = read_payload(payload, KIND)
+        zero, one = Fraction(0), Fraction(1)
+        run = cls(
+            name=fields.text("name", longest=64),
+            network_id=fields.hex32("network_id"),
+            task=fields.text("task", longest=64),
+            task_id=fields.hex32("task_id"),
+            genesis=fields.hex32("genesis"),
+            num_parameters=fields.integer("num_parameters", low=1, high=MAX_PARAMETERS),
+            rounds=fields.integer("rounds", low=1, high=1_000_000),
+            grid_bits=fields.integer("grid_bits", low=4, high=24),
+            mechanism=fields.one_of("mechanism", MECHANISMS),
+            unit=fields.one_of("unit", UNITS),
+            epsilon=fields.fraction("epsilon", low=zero, high=Fraction(1000)),
+            delta=fields.fraction("delta", low=zero, high=Fraction(1, 100)),
+            clip=fields.fraction("clip", low=Fraction(1, 10**6), high=Fraction(10**6)),
+            block_size=fields.integer("block_size", low=1, high=1 << 16),
+            segment_blocks=fields.integer("segment_blocks", low=1, high=1 << 16),
+            select_share=fields.fraction("select_share", low=zero, high=one),
+            top_fraction=fields.fraction("top_fraction", low=zero, high=one),
+            outer=fields.many("outer", _read_outer, most=1)[0],
+            robust=fields.one_of("robust", ROBUST),
+            quorum=fields.number("quorum", low=0.0, high=1.0),
+            min_live=fields.number("min_live", low=0.0, high=1.0),
+            deadline_s=fields.number("deadline_s", low=0.1, high=1e7),
+            min_round_interval_s=fields.number("min_round_interval_s", low=0.0, high=1e7),
+            run_id=fact_hash(payload),
+        )
+        fields.done()
+        run._check()
+        return run
+
+    def encode(self) -> bytes:
+        """The payload to be signed; called once by whoever makes the run."""
+        self._check()
+        outer = self.outer
+        data: dict[str, Any] = {
+            "type": KIND,
+            "name": self.name,
+            "network_id": self.network_id.hex(),
+            "task": self.task,
+            "task_id": self.task_id.hex(),
+            "genesis": self.genesis.hex(),
+            "num_parameters": self.num_parameters,
+            "rounds": self.rounds,
+            "grid_bits": self.grid_bits,
+            "mechanism": self.mechanism,
+            "unit": self.unit,
+            "epsilon": _decimal(self.epsilon),
+            "delta": _decimal(self.delta),
+            "clip": _decimal(self.clip),
+            "block_size": self.block_size,
+            "segment_blocks": self.segment_blocks,
+            "select_share": _decimal(self.select_share),
+            "top_fraction": _decimal(self.top_fraction),
+            "outer": [
+                {
+                    "name": outer.name,
+                    "learning_rate": outer.learning_rate,
+                    "beta1": outer.beta1,
+                    "beta2": outer.beta2,
+                    "epsilon": outer.epsilon,
+                }
+            ],
+            "robust": self.robust,
+            "quorum": self.quorum,
+            "min_live": self.min_live,
+            "deadline_s": self.deadline_s,
+            "min_round_interval_s": self.min_round_interval_s,
+        }
+        return encode_payload(data)
+
+    def _check(self) -> None:
+        private = self.mechanism != "none"
+        if private != (self.unit != "none"):
+            raise FactRejected(
+                f"mechanism {self.mechanism!r} with unit {self.unit!r}",
+                "a mechanism protects a unit; no mechanism protects none",
+            )
+        if private and not (self.epsilon > 0 and self.delta > 0):
+            raise FactRejected("a private run needs epsilon > 0 and delta > 0")
+        if self.mechanism == "svt" and not 0 < self.select_share < 1:
+            raise FactRejected("svt needs 0 < select_share < 1", "selection and values both cost")
+
+    @property
+    def max_released(self) -> int:
+        """The most coordinates that one delta can carry."""
+        if self.mechanism == "svt":
+            blocks = -(-self.num_parameters // self.block_size)
+            segments = -(-blocks // self.segment_blocks)
+            return min(self.num_parameters, segments * self.block_size)
+        if self.mechanism == "gaussian":
+            return self.num_parameters
+        return max(1, -int(-self.num_parameters * self.top_fraction // 1))
+
+    def leaving(self, roster: Roster) -> dict[str, Any]:
+        """What will leave the building if this run is accepted, for people to read.
+
+        Returns:
+            bytes_per_round (most), epsilon (whole run), delta, mechanism, unit, rounds and the
+            names of all members, who receive every delta.
+        """
+        return {
+            "bytes_per_round": _HEAD_BYTES + _INDEX_AND_VALUE_BYTES * self.max_released,
+            "coordinates_per_round": self.max_released,
+            "num_parameters": self.num_parameters,
+            "rounds": self.rounds,
+            "mechanism": self.mechanism,
+            "unit": self.unit,
+            "epsilon": float(self.epsilon),
+            "epsilon_per_round": float(self.epsilon) / self.rounds,
+            "delta": float(self.delta),
+            "receivers": [m.name for m in roster.members],
+        }
+
+
+def check_signed_run(signed: bytes, roster: Roster) -> Run:
+    """Read a run file that k stewards of `roster` signed, for the roster's network.
+
+    Raises:
+        FactRejected: Too few signatures, another network, or malformed.
+    """
+    document = SignedDocument.parse(signed)
+    run = Run.decode(document.payload)
+    if run.network_id != roster.network_id:
+        raise FactRejected(
+            f"run {run.name!r} is of the network {run.network_id.hex()[:16]}…",
+            f"this node belongs to {roster.network_id.hex()[:16]}…",
+        )
+    known = {s.key for s in roster.stewards}
+    if len(known & document.signers(RUN)) < roster.threshold:
+        raise FactRejected(
+            f"run {run.name!r} is not signed by {roster.threshold} stewards of roster v{roster.version}",
+            "anyone could have written it",
+            "ask the stewards to sign it: p2pfed run sign FILE",
+        )
+    return run
+
+
+def _decimal(value: Fraction) -> str:
+    text = repr(float(value))
+    if Fraction(text) != value:
+        raise FactRejected(f"{value} is not a short decimal", "write it as e.g. 0.25")
+    return text
+
+
+def _read_outer(fields: Fields) -> Outer:
+    outer = Outer(
+        name=fields.one_of("name", OUTERS),
+        learning_rate=fields.number("learning_rate", low=0.0, high=1e3),
+        beta1=fields.number("beta1", low=0.0, high=1.0),
+        beta2=fields.number("beta2", low=0.0, high=1.0),
+        epsilon=fields.number("epsilon", low=0.0, high=1.0),
+    )
+    fields.done()
+    return outer
