@@ -1,0 +1,1 @@
+"""What goes over the wire, byte for byte: payloads, deltas, messages; limits before decoding."""

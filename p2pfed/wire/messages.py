@@ -1,0 +1,329 @@
+"""The messages of `/p2pfed/gossip/1`: frozen values, one encoding each.
+
+A message is `[kind, fields…]` in msgpack (see `codec`). Peers exchange names of facts first and facts
+only when asked (`Want`), so that no payload crosses twice. Facts are content-addressed: a name on the
+wire is the first 16 bytes of the fact's BLAKE2b-256.
+
+What the messages mean is told where they are handled: `gossip/membership.py` (Beat, Ack, Leave,
+Addresses), `gossip/sync.py` (Digest, Have, Want, Facts), `gossip/joining.py` (AskCheckpoints,
+Checkpoints).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from p2pfed.errors import RemoteProtocolError
+from p2pfed.wire.codec import Items, pack, unpack
+
+__all__ = [
+    "DOCUMENTS",
+    "NAME_BYTES",
+    "Ack",
+    "Addresses",
+    "AskCheckpoints",
+    "Beat",
+    "CheckpointOffer",
+    "Checkpoints",
+    "Digest",
+    "Facts",
+    "Have",
+    "Leave",
+    "Message",
+    "Range",
+    "Want",
+    "decode_message",
+    "encode_message",
+]
+
+NAME_BYTES = 16  # 128 bits of a fact's hash name it on the wire
+HASH_BYTES = 16  # of a digest
+MAX_NAMES = 4096
+MAX_RANGES = 512
+MAX_ADDRESSES = 16
+MAX_ROUND = 1 << 31
+DOCUMENTS = -1  # the "round" under which rosters and proofs are listed
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """I am here; this is what I hold.
+
+    Attributes:
+        sequence: Grows with every beat of this process; answered by `Ack`.
+        network_id: 32 bytes; another one ends the connection.
+        run_id: The run that this node takes part in, 32 bytes, or empty.
+        task_id: Hash of its task, 32 bytes, or empty.
+        round: The round that it is in.
+        contributes: Whether its deltas are to be waited for.
+        model_round: The round of its newest model.
+        model_hash: Hash of that model, 32 bytes, or empty.
+        documents: Digest of its rosters and proofs.
+        addresses: Multiaddrs under which it can be dialled.
+    """
+
+    sequence: int
+    network_id: bytes
+    run_id: bytes
+    task_id: bytes
+    round: int
+    contributes: bool
+    model_round: int
+    model_hash: bytes
+    documents: bytes
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The answer to a beat; gives the round-trip time."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """I go on purpose: do not wait for me and do not dial me."""
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where other members were seen: hints, authenticated by the handshake that follows."""
+
+    peers: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The digest of the deltas of rounds [start, start + length); length is a power of two."""
+
+    start: int
+    length: int
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """What I hold of a run, as digests of ranges of rounds.
+
+    Attributes:
+        run_id: 32 bytes.
+        end: If > 0, the ranges cover [0, end) and the sender holds nothing beyond.
+        ranges: The digests.
+    """
+
+    run_id: bytes
+    end: int
+    ranges: tuple[Range, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Have:
+    """Names of facts that I hold.
+
+    Attributes:
+        run_id: 32 bytes.
+        round: The round, or `DOCUMENTS`.
+        full: Whether these are all that I hold of it (then the other side answers with the rest).
+        names: Concatenated 16-byte names.
+    """
+
+    run_id: bytes
+    round: int
+    full: bool
+    names: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """Send me these facts."""
+
+    run_id: bytes
+    names: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Facts, as they were signed: encoded deltas, signed rosters, proofs."""
+
+    deltas: tuple[bytes, ...] = field(repr=False)
+    rosters: tuple[bytes, ...] = field(repr=False)
+    proofs: tuple[bytes, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AskCheckpoints:
+    """Which checkpoints of this run do you hold?"""
+
+    run_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointOffer:
+    """One checkpoint: the fold of all deltas of rounds < `round`.
+
+    Attributes:
+        round: The first round that is not folded in.
+        chain: Hash of exactly what was folded (gossip/ledger of facts), 32 bytes.
+        digest: BLAKE2b-256 of the checkpoint's file, by which it is fetched.
+        size: Length of that file, bytes.
+    """
+
+    round: int
+    chain: bytes
+    digest: bytes
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoints:
+    """The checkpoints that I hold."""
+
+    run_id: bytes
+    offers: tuple[CheckpointOffer, ...]
+
+
+Message = (
+    Beat | Ack | Leave | Addresses | Digest | Have | Want | Facts | AskCheckpoints | Checkpoints
+)
+
+
+def encode_message(message: Message) -> bytes:
+    """Encode a message; raises ValueError if it is longer than a frame may be."""
+    data = _encode(message)
+    if len(data) > 16 << 20:
+        raise ValueError(f"{type(message).__name__} has {len(data)} bytes")
+    return data
+
+
+def _encode(message: Message) -> bytes:  # noqa: PLR0911 - one line per message
+    match message:
+        case Beat():
+            return pack(
+                "beat",
+                message.sequence,
+                message.network_id,
+                message.run_id,
+                message.task_id,
+                message.round,
+                message.contributes,
+                message.model_round,
+                message.model_hash,
+                message.documents,
+                message.addresses,
+            )
+        case Ack():
+            return pack("ack", message.sequence)
+        case Leave():
+            return pack("leave")
+        case Addresses():
+            return pack("addresses", message.peers)
+        case Digest():
+            return pack(
+                "digest",
+                message.run_id,
+                message.end,
+                tuple((r.start, r.length, r.digest) for r in message.ranges),
+            )
+        case Have():
+            return pack("have", message.run_id, message.round, message.full, message.names)
+        case Want():
+            return pack("want", message.run_id, message.names)
+        case Facts():
+            return pack("facts", *(tuple((f,) for f in kind) for kind in _kinds(message)))
+        case AskCheckpoints():
+            return pack("ask-checkpoints", message.run_id)
+        case Checkpoints():
+            offers = tuple((o.round, o.chain, o.digest, o.size) for o in message.offers)
+            return pack("checkpoints", message.run_id, offers)
+
+
+def _kinds(facts: Facts) -> tuple[tuple[bytes, ...], ...]:
+    return facts.deltas, facts.rosters, facts.proofs
+
+
+def decode_message(frame: bytes) -> Message:
+    """Decode a frame from a peer.
+
+    Raises:
+        RemoteProtocolError: The frame is not one of our messages, exactly.
+    """
+    items = unpack(frame, "message")
+    kind = items.text(32)
+    reader = _READERS.get(kind)
+    if reader is None:
+        raise RemoteProtocolError(f"message: unknown kind {kind!r}")
+    message = reader(items)
+    items.done()
+    return message
+
+
+def _read_beat(items: Items) -> Beat:
+    return Beat(
+        sequence=items.integer(),
+        network_id=items.raw(32),
+        run_id=items.raw(0, 32),
+        task_id=items.raw(0, 32),
+        round=items.integer(0, MAX_ROUND),
+        contributes=items.flag(),
+        model_round=items.integer(0, MAX_ROUND),
+        model_hash=items.raw(0, 32),
+        documents=items.raw(HASH_BYTES),
+        addresses=items.texts(MAX_ADDRESSES),
+    )
+
+
+def _read_addresses(items: Items) -> Addresses:
+    def one(item: Items) -> tuple[str, tuple[str, ...]]:
+        return item.text(64), item.texts(MAX_ADDRESSES)
+
+    return Addresses(items.many(one, 1024))
+
+
+def _read_range(items: Items) -> Range:
+    start, length = items.integer(0, MAX_ROUND), items.integer(1, MAX_ROUND)
+    if length & (length - 1) or start % length:
+        raise RemoteProtocolError("digest: a range is not aligned to a power of two")
+    return Range(start, length, items.raw(HASH_BYTES))
+
+
+def _read_digest(items: Items) -> Digest:
+    return Digest(items.raw(32), items.integer(0, MAX_ROUND), items.many(_read_range, MAX_RANGES))
+
+
+def _read_names(items: Items) -> bytes:
+    names = items.raw(longest=NAME_BYTES * MAX_NAMES)
+    if len(names) % NAME_BYTES:
+        raise RemoteProtocolError("names of facts: a name is cut short")
+    return names
+
+
+def _read_have(items: Items) -> Have:
+    return Have(
+        items.raw(32), items.integer(DOCUMENTS, MAX_ROUND), items.flag(), _read_names(items)
+    )
+
+
+def _read_facts(items: Items) -> Facts:
+    return Facts(*(items.many(Items.raw, MAX_NAMES) for _ in range(3)))
+
+
+def _read_offer(items: Items) -> CheckpointOffer:
+    return CheckpointOffer(
+        items.integer(0, MAX_ROUND), items.raw(32), items.raw(32), items.integer(1, 1 << 40)
+    )
+
+
+_READERS: dict[str, Callable[[Items], Message]] = {
+    "beat": _read_beat,
+    "ack": lambda items: Ack(items.integer()),
+    "leave": lambda _: Leave(),
+    "addresses": _read_addresses,
+    "digest": _read_digest,
+    "have": _read_have,
+    "want": lambda items: Want(items.raw(32), _read_names(items)),
+    "facts": _read_facts,
+    "ask-checkpoints": lambda items: AskCheckpoints(items.raw(32)),
+    "checkpoints": lambda items: Checkpoints(items.raw(32), items.many(_read_offer, 64)),
+}
