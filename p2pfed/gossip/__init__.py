@@ -1,0 +1,15 @@
+"""The sans-I/O core: `handle(event, now) -> [effect]`, and the fold that every node computes alike.
+
+    core.py        composes the parts below into one state machine
+    events.py      what comes in (events) and what goes out (effects)
+    membership.py  who is alive, suspect, away, left or revoked
+    facts.py       the believed facts of a run and the plan of the fold: who counts, with what weight
+    digests.py     the tree of digests over rounds
+    sync.py        anti-entropy: ask for what is missing only
+    rounds.py      when a round starts and ends, without barriers
+    joining.py     which checkpoint a joiner may believe
+    fold.py        the fold itself: exact integer sums, then the outer optimiser
+    robust.py      clipping every delta to the median norm of its round
+
+No clock, socket, file, thread or hidden random number is used in this package; a test holds that.
+"""

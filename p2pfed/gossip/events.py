@@ -1,0 +1,305 @@
+"""What comes into the core (events) and what goes out of it (effects); plain frozen values.
+
+The shell performs effects in the order given. `StoreDelta` of the node's own delta comes before the first
+message that names it, so that after a crash the same bytes are sent again and never others.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from p2pfed.gossip.facts import Counted
+from p2pfed.wire.delta import Delta
+from p2pfed.wire.messages import CheckpointOffer
+
+__all__ = [
+    "CheckpointFetched",
+    "CheckpointsChanged",
+    "Connected",
+    "Disconnect",
+    "Disconnected",
+    "Effect",
+    "Event",
+    "FetchCheckpoint",
+    "Fold",
+    "Folded",
+    "JoinNetwork",
+    "Keep",
+    "LeaveNetwork",
+    "Note",
+    "Received",
+    "Released",
+    "RosterOffered",
+    "Send",
+    "SendStored",
+    "SetSharing",
+    "StopDialling",
+    "StoreDelta",
+    "StoreProof",
+    "StoreRoster",
+    "Tick",
+    "Train",
+    "TrainerChanged",
+    "TrainingEnded",
+]
+
+
+# --- events ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed; `wall` is the calendar time, for the expiry of rosters only."""
+
+    wall: dt.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """An authenticated connection to a peer is up."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The connection to a peer is gone."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A peer sent a frame."""
+
+    peer: str
+    frame: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RosterOffered:
+    """A signed roster came from the operator or with a new connection."""
+
+    signed: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The gate released a payload for a round; the core adds the header and signs."""
+
+    round: int
+    payload: bytes = field(repr=False)
+    num_released: int
+    mechanism: str
+    spent_nano_rho: int
+    releases: int
+    ledger_head: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingEnded:
+    """The trainer has nothing for this round.
+
+    Attributes:
+        round: The round that was asked for.
+        outcome: `skipped` or `failed` (this round only), `exhausted` or `refused` (from now on).
+        reason: For people.
+    """
+
+    round: int
+    outcome: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """The fold up to `round` is done; `chain` is what it stands for."""
+
+    round: int
+    chain: bytes
+    model_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointsChanged:
+    """The checkpoints on disk, as they are offered to joiners."""
+
+    offers: tuple[CheckpointOffer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFetched:
+    """A checkpoint asked for by `FetchCheckpoint` arrived, or not."""
+
+    offer: CheckpointOffer
+    ok: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SetSharing:
+    """The operator switched sharing on or off."""
+
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerChanged:
+    """The trainer process came up or went down."""
+
+    up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveNetwork:
+    """The operator leaves: say goodbye to everyone, and nothing more."""
+
+
+@dataclass(frozen=True, slots=True)
+class JoinNetwork:
+    """The operator comes back."""
+
+
+Event = (
+    Tick
+    | Connected
+    | Disconnected
+    | Received
+    | RosterOffered
+    | Released
+    | TrainingEnded
+    | Folded
+    | CheckpointsChanged
+    | CheckpointFetched
+    | SetSharing
+    | TrainerChanged
+    | LeaveNetwork
+    | JoinNetwork
+)
+
+
+# --- effects -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a frame to a connected peer; may be lost."""
+
+    peer: str
+    frame: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SendStored:
+    """Send stored facts to a peer; `deltas` are full names, the documents are at hand."""
+
+    peer: str
+    deltas: tuple[bytes, ...] = field(repr=False)
+    rosters: tuple[bytes, ...] = field(default=(), repr=False)
+    proofs: tuple[bytes, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    """Close the connection to a peer; `blame` counts against it."""
+
+    peer: str
+    reason: str
+    blame: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Keep a connection to a peer, dialling for ever."""
+
+    peer: str
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StopDialling:
+    """Do not dial this peer any more."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreDelta:
+    """Keep a delta; `own` ones durably before anything that follows."""
+
+    delta: Delta
+    own: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRoster:
+    """Keep a believed roster."""
+
+    version: int
+    roster_hash: bytes
+    signed: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreProof:
+    """Keep a proof of equivocation."""
+
+    origin: str
+    proof: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Ask the trainer for a contribution to `round`, made from the model of the last fold."""
+
+    round: int
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Fold all that counts before `round`, outside the core.
+
+    Attributes:
+        round: The round whose model is wanted.
+        chains: `chains[r]` is what a checkpoint of round r must stand for, r = 0..round.
+        plan: `plan[r]` are the deltas of round r that count.
+    """
+
+    round: int
+    chains: tuple[bytes, ...] = field(repr=False)
+    plan: tuple[tuple[Counted, ...], ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class FetchCheckpoint:
+    """Fetch a checkpoint that enough peers vouch for, from one of them."""
+
+    offer: CheckpointOffer
+    peers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something an operator may want to see in the event log."""
+
+    type: str
+    data: Mapping[str, Any]
+
+
+Effect = (
+    Send
+    | SendStored
+    | Disconnect
+    | Keep
+    | StopDialling
+    | StoreDelta
+    | StoreRoster
+    | StoreProof
+    | Train
+    | Fold
+    | FetchCheckpoint
+    | Note
+)

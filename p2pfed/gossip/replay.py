@@ -1,0 +1,128 @@
+"""Replay: bring the model to a round from the newest state that stands for the right facts.
+
+A state at round r may be continued if its chain equals the plan's chain for r: then it folded exactly what the
+plan counts before r. A late delta, a revocation or a proof changes the chains from its round on, so that
+newer states stop matching and the replay starts from an older checkpoint, at worst from the genesis. Nobody
+has to remember what is dirty.
+
+Pure except for the two protocols: where payloads come from and where checkpoints are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2pfed.gossip.events import Fold
+from p2pfed.gossip.fold import ModelState, Weighted, fold_round, genesis_state
+from p2pfed.gossip.joining import checkpoint_interval, kept_rounds
+from p2pfed.identity.run import Run
+from p2pfed.wire.payload import Payload
+
+__all__ = ["CheckpointStore", "MemoryCheckpoints", "Replay"]
+
+
+class CheckpointStore(Protocol):
+    """Keeps states by round, each with the chain that it stands for."""
+
+    def chains(self) -> Mapping[int, bytes]:
+        """Round -> chain of every checkpoint."""
+
+    def load(self, round_: int) -> ModelState:
+        """An independent copy of the state at a round."""
+
+    def save(self, state: ModelState, chain: bytes) -> None:
+        """Keep a state durably, replacing one of the same round."""
+
+    def prune(self, keep: frozenset[int]) -> None:
+        """Drop checkpoints of other rounds."""
+
+
+class MemoryCheckpoints:
+    """Checkpoints in memory, for simulation."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, tuple[ModelState, bytes]] = {}
+
+    def chains(self) -> Mapping[int, bytes]:
+        """Round -> chain of every checkpoint."""
+        return {r: chain for r, (_, chain) in self.held.items()}
+
+    def load(self, round_: int) -> ModelState:
+        """An independent copy of the state at a round."""
+        return self.held[round_][0].copy()
+
+    def save(self, state: ModelState, chain: bytes) -> None:
+        """Keep a copy of a state."""
+        self.held[state.round] = (state.copy(), chain)
+
+    def prune(self, keep: frozenset[int]) -> None:
+        """Drop checkpoints of other rounds."""
+        self.held = {r: kept for r, kept in self.held.items() if r in keep}
+
+
+class Replay:
+    """The model of one run on one node.
+
+    Args:
+        run: The run.
+        genesis: The first model, shape (P,), float32.
+        checkpoints: Where states are kept.
+        payload_of: Reads the payload of a delta by its name.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        genesis: NDArray[np.float32],
+        checkpoints: CheckpointStore,
+        payload_of: Callable[[bytes], Payload],
+    ) -> None:
+        self._run = run
+        self._genesis = genesis
+        self._checkpoints = checkpoints
+        self._payload_of = payload_of
+        self._state = genesis_state(genesis, run)
+        self._chain = run.run_id
+
+    @property
+    def state(self) -> ModelState:
+        """The state of the last fold."""
+        return self._state
+
+    def fold(self, wanted: Fold) -> ModelState:
+        """The state before round `wanted.round`; valid until the next call.
+
+        Takes one pass over the state for each round that has to be replayed.
+        """
+        kept = kept_rounds(wanted.round, checkpoint_interval(self._run.num_parameters))
+        self._rewind(wanted)
+        while self._state.round < wanted.round:
+            plan = wanted.plan[self._state.round]
+            deltas = [Weighted(self._payload_of(item.fact), item.weight) for item in plan]
+            fold_round(self._state, deltas, self._run)
+            self._chain = wanted.chains[self._state.round]
+            if self._state.round in kept:
+                self._checkpoints.save(self._state, self._chain)
+        self._checkpoints.prune(kept)
+        return self._state
+
+    def _rewind(self, wanted: Fold) -> None:
+        stands_for = self._state.round <= wanted.round and (
+            wanted.chains[self._state.round] == self._chain
+        )
+        best = self._state.round if stands_for else -1
+        for round_, chain in self._checkpoints.chains().items():
+            if best < round_ <= wanted.round and wanted.chains[round_] == chain:
+                best = round_
+        if stands_for and best == self._state.round:
+            return
+        if best >= 0:
+            self._state = self._checkpoints.load(best)
+            self._chain = wanted.chains[best]
+        else:
+            self._state = genesis_state(self._genesis, self._run)
+            self._chain = self._run.run_id
