@@ -1,0 +1,63 @@
+"""What the network tells the node: events and figures. Values only.
+
+Invariant: a peer is named by its base58 id everywhere; no value here holds a socket or a task.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["FrameReceived", "NetworkEvent", "NetworkTotals", "PeerConnected", "PeerDisconnected"]
+__all__ += ["PeerStats"]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerConnected:
+    """``peer`` (base58) has let us in: frames can be sent."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerDisconnected:
+    """The last link to ``peer`` is gone, and with it every frame that still waited."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class FrameReceived:
+    """A whole frame from a member; between its ``PeerConnected`` and ``PeerDisconnected``."""
+
+    peer: str
+    frame: bytes
+
+
+NetworkEvent = PeerConnected | PeerDisconnected | FrameReceived
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStats:
+    """One peer since our start; bytes on the socket, handshakes and encryption included.
+
+    ``connected_since`` is a ``trio.current_time()``; it and ``direction`` are None while the peer
+    is not connected. ``breaches`` counts broken framing and the like.
+    """
+
+    bytes_sent: int
+    bytes_received: int
+    connected_since: float | None
+    direction: Literal["inbound", "outbound"] | None
+    breaches: int
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkTotals:
+    """All members together, and how many inbound connections did not become a member's."""
+
+    bytes_sent: int
+    bytes_received: int
+    connected: int
+    breaches: int
+    refused: int

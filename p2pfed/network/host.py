@@ -1,0 +1,222 @@
+"""The host: listening sockets, the handshake, and the gate.
+
+It is assembled from py-libp2p's parts (Noise XX, yamux, keys) and not from its swarm: the swarm
+gives an inbound connection's slot back only at shutdown, listens with SO_REUSEPORT, refuses for
+60 s to dial a peer that was down, resets streams inside a shield which a frozen peer never ends,
+and dies of any handler's exception. Only Noise and yamux over TCP exist here; there is no
+plaintext, TLS, mplex, QUIC, identify, ping, DHT, mDNS or UPnP to switch off.
+
+Invariant: a peer that is not a member (a *stranger*) gets the Noise handshake, the choice of yamux
+and yamux's own control frames, and no byte of any protocol. It may send one roster, on its first
+stream, within ``stranger_seconds``; nobody is dialled who is not a member.
+
+Source: libp2p/specs noise/README.md, connections/README.md.
+Not here: streams and deadlines of one connection (``link``), who is dialled and when (``peers``).
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.x25519 import create_new_key_pair as create_x25519_key_pair
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.peer.id import ID
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
+from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
+from multiaddr import Multiaddr
+from multiaddr.exceptions import Error as MultiaddrError
+
+from p2pfed.errors import ConfigError, P2PFedError, PeerUnreachable, RemoteProtocolError
+from p2pfed.network import multistream
+from p2pfed.network.framing import deadline, read_frame
+from p2pfed.network.link import Link, Wire
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from pathlib import Path
+
+    from p2pfed.network.limits import Limits
+
+__all__ = ["ROSTER", "Gatekeeper", "Host"]
+
+logger = logging.getLogger(__name__)
+
+ROSTER = "/p2pfed/roster/1"
+
+
+class Gatekeeper(Protocol):
+    """What the network asks the node; every method answers at once."""
+
+    def is_member(self, peer: str) -> bool:
+        """Say whether the newest verified roster lists ``peer``."""
+
+    def current_roster(self) -> bytes:
+        """Return the signed roster offered after dialling (``b""``: none)."""
+
+    def consider_roster(self, peer: str, signed: bytes) -> bool:
+        """Verify and adopt a newer roster; say whether the roster now held lists ``peer``."""
+
+    def open_blob(self, peer: str, digest: bytes) -> Path | None:
+        """Return the file whose BLAKE2b-256 is ``digest``, or None."""
+
+
+class Host:
+    """Our key, our listening sockets, and the way a TCP connection becomes a member's link."""
+
+    def __init__(self, *, seed: bytes, gatekeeper: Gatekeeper, limits: Limits) -> None:
+        # The library logs ordinary churn as errors; what matters is logged here, once.
+        for name in ("libp2p", "multiaddr"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        keys = create_new_key_pair(seed)
+        self.peer_id = str(ID.from_pubkey(keys.public_key))
+        self.refused = 0  # handshakes that did not become a member's link
+        self._noise = NoiseTransport(keys, noise_privkey=create_x25519_key_pair().private_key)
+        self._gate = gatekeeper
+        self._limits = limits
+        self._half_open: dict[Wire, None] = {}
+
+    async def listen(
+        self,
+        addresses: Sequence[str],
+        serve: Callable[[Link], Awaitable[None]],
+        nursery: trio.Nursery,
+    ) -> list[str]:
+        """Listen on ``/ip4|ip6/…/tcp/PORT``; call ``serve`` with every inbound link.
+
+        Returns:
+            The addresses bound, with real port numbers.
+
+        Raises:
+            ConfigError: An address does not parse or cannot be bound.
+        """
+        bound = []
+        for address in addresses:
+            host, port = _endpoint(address)
+            try:
+                listeners = await trio.open_tcp_listeners(port, host=host)
+            except OSError as error:
+                raise ConfigError(f"cannot listen on {address}", str(error)) from error
+
+            async def receive(tcp: trio.SocketStream) -> None:
+                await self._receive(tcp, serve)
+
+            nursery.start_soon(trio.serve_listeners, receive, listeners)
+            for listener in listeners:
+                name = listener.socket.getsockname()
+                bound.append(f"/ip{6 if ':' in name[0] else 4}/{name[0]}/tcp/{name[1]}")
+        return bound
+
+    async def dial(self, peer: str, address: str) -> Link:
+        """Connect to a member.
+
+        Raises:
+            PeerUnreachable: Nobody answered within ``dial_seconds``, or ``peer`` is no member.
+            RemoteProtocolError: Somebody else answered.
+            ConfigError: The address does not parse or names another peer.
+        """
+        if not self._gate.is_member(peer):
+            raise PeerUnreachable(f"{peer} is not on the roster")
+        host, port = _endpoint(address, peer)
+        with deadline(self._limits.dial_seconds, f"dialling {address}"):
+            try:
+                tcp = await trio.open_tcp_stream(host, port)
+            except OSError as error:
+                raise PeerUnreachable(f"cannot reach {address}", str(error)) from error
+            wire = Wire(tcp, None)
+            try:
+                return await self._upgrade(wire, peer)
+            except BaseException:
+                wire.abort()
+                raise
+
+    async def admit(self, link: Link) -> bool:
+        """Let a member pass, and a stranger whose roster the gatekeeper accepts."""
+        if not self._gate.is_member(link.peer):
+            try:
+                with deadline(self._limits.stranger_seconds, "waiting for a roster"):
+                    admitted = await self._hear_stranger(link)
+            except P2PFedError as why:
+                logger.debug("stranger %s: %s", link.peer, why)
+                admitted = False
+            if not admitted:
+                self.refused += 1
+                return False
+        self._half_open.pop(link.admit(), None)
+        return True
+
+    async def _receive(
+        self, tcp: trio.SocketStream, serve: Callable[[Link], Awaitable[None]]
+    ) -> None:
+        """Carry one inbound connection from accept to its end."""
+        wire = Wire(tcp, self._limits.stranger_bytes)
+        self._half_open[wire] = None
+        if len(self._half_open) > self._limits.half_open:
+            oldest = next(iter(self._half_open))
+            del self._half_open[oldest]
+            oldest.abort()
+        try:
+            await serve(await self._upgrade(wire, None))
+        except P2PFedError as refused:
+            self.refused += 1
+            logger.debug("an inbound connection was refused: %s", refused)
+        except Exception:  # one connection's fault is not the node's
+            logger.exception("an inbound connection failed")
+        finally:
+            self._half_open.pop(wire, None)
+            wire.abort()
+
+    async def _upgrade(self, wire: Wire, peer: str | None) -> Link:
+        """Make a socket a link: Noise, then yamux; ``peer`` is who we dialled, None inbound."""
+        seconds = self._limits.upgrade_seconds
+        raw = RawConnection(wire, peer is not None)
+        with deadline(seconds, "shaking hands"):
+            try:
+                if peer is None:
+                    await multistream.accept(raw, (NOISE,), stall=seconds)
+                    secure = await self._noise.secure_inbound(raw)
+                    await multistream.accept(secure, (YAMUX,), stall=seconds)
+                else:
+                    await multistream.propose(raw, NOISE, stall=seconds)
+                    secure = await self._noise.secure_outbound(raw, ID.from_base58(peer))
+                    await multistream.propose(secure, YAMUX, stall=seconds)
+            except P2PFedError:
+                raise
+            except Exception as broken:  # arbitrary bytes make the library raise anything
+                raise RemoteProtocolError(f"the handshake failed: {broken!r}") from broken
+        link = Link(wire, secure, inbound=peer is None, limits=self._limits)
+        if link.peer == self.peer_id or (peer is not None and link.peer != peer):
+            raise RemoteProtocolError(f"{link.peer} answered in the place of {peer}")
+        return link
+
+    async def _hear_stranger(self, link: Link) -> bool:
+        """Read the one roster a stranger may send; nothing is written on its stream."""
+        stall = self._limits.stranger_seconds
+        stream = await link.accept()
+        await multistream.accept(stream, (ROSTER,), stall=stall, silent=True)
+        signed = await read_frame(stream, max_bytes=self._limits.max_roster, stall=stall)
+        admitted = self._gate.consider_roster(link.peer, signed) and self._gate.is_member(link.peer)
+        if admitted:
+            link.spawn(lambda: stream.finish(stall))
+        return admitted
+
+
+def _endpoint(address: str, peer: str | None = None) -> tuple[str, int]:
+    """Split ``/ip4|ip6|dns…/HOST/tcp/PORT[/p2p/PEER]``."""
+    try:
+        parts = [(part.name, str(value)) for part, value in Multiaddr(address).items()]
+    except (MultiaddrError, ValueError):
+        parts = []
+    match parts:
+        case [("ip4" | "ip6" | "dns" | "dns4" | "dns6", host), ("tcp", port), *rest] if (
+            not rest or (peer is not None and rest == [("p2p", peer)])
+        ):
+            return host, int(port)
+    raise ConfigError(
+        f"{address!r} is not a usable address",
+        "Noise and yamux run over TCP, and an address may name only the peer it leads to.",
+        "Write it like /ip4/192.0.2.1/tcp/4001 or /dns4/hospital.example/tcp/4001.",
+    )

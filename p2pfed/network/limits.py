@@ -1,0 +1,44 @@
+"""Bounds of the network room, each with where it comes from. No behaviour.
+
+Invariant: every queue, wait, length and count that a peer can drive is bounded by one of these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Limits"]
+
+_KIB, _MIB = 1024, 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Every bound of this room; seconds and bytes."""
+
+    # A delta of 10^7 parameters at 10 % is 10^6 entries of at most 6 bytes; 2.5 times that.
+    max_frame: int = 16 * _MIB
+    max_roster: int = 64 * _KIB  # 1000 members of 64 bytes
+    # Two of the longest frames, so that one may wait while one is on its way.
+    queue_bytes: int = 32 * _MIB
+    queue_frames: int = 256  # an anti-entropy burst of one round among 64 hospitals, four times
+    events: int = 256
+    # TCP, Noise and yamux need 4 round trips; 3 s are enough at 500 ms each.
+    upgrade_seconds: float = 3.0
+    stranger_seconds: float = 3.0
+    # A roster, one full yamux window of an eager peer's next stream, and as much again.
+    stranger_bytes: int = 512 * _KIB
+    half_open: int = 64  # the oldest makes room, so silent sockets cannot lock a member out
+    links: int = 256  # twice the live members of a 64-member committee, both directions
+    links_per_peer: int = 3  # two of a simultaneous dial and one restart
+    streams_per_peer: int = 6  # gossip, roster and four blobs
+    # Four streams' largest yamux windows (16 MiB each); the stock muxer sets no bound of its own.
+    unread_bytes: int = 64 * _MIB
+    dial_seconds: float = 5.0
+    redial_first: float = 0.3  # a restarted daemon is back within a second
+    redial_most: float = 5.0
+    open_seconds: float = 10.0
+    stall_seconds: float = 30.0
+    idle_seconds: float = 60.0  # both ends' yamux pings at least every 40.5 s
+    grace_seconds: float = 3.0  # what is under way on a doubled link still arrives
+    close_seconds: float = 2.0

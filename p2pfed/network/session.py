@@ -1,0 +1,157 @@
+"""A session: what the node sees of one member, whichever link carries it.
+
+From ``PeerConnected`` to ``PeerDisconnected`` there is one queue and one writing link. When both
+ends dial at once both keep the link dialled by the greater peer id. A link that arrives long after
+ours was made means that the peer has lost ours: the new one wins.
+
+Invariants: events alternate (connected, frames, disconnected), and a connection which ended before
+the node heard of it is never told; the queue is bounded by bytes and by count; a frame leaves it
+only when it has been written whole, so a change of links may repeat one frame.
+
+Not here: reading, writing and dialling (``peers``), connections (``link``).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import trio
+
+from p2pfed.network.events import NetworkEvent, PeerConnected, PeerDisconnected, PeerStats
+
+if TYPE_CHECKING:
+    from p2pfed.network.limits import Limits
+    from p2pfed.network.link import Link
+
+__all__ = ["Session"]
+
+
+class Session:
+    """One member; the owner looks at :meth:`claim_news` after each change.
+
+    Attributes:
+        link: The link that carries our frames, or None.
+        links: Every link to the peer, that one included.
+        announced: Set while the node knows that the peer is connected.
+        wake: Set when there is something to write or ``link`` was replaced.
+        gone: Set when ``link`` became None.
+        redial: Set when dialling should not wait any longer.
+    """
+
+    def __init__(self, peer: str, us: str, limits: Limits) -> None:
+        self.peer = peer
+        self.link: Link | None = None
+        self.links: set[Link] = set()
+        self.announced = trio.Event()
+        self.wake = trio.Event()
+        self.gone = trio.Event()
+        self.redial = trio.Event()
+        self.addresses: tuple[str, ...] = ()
+        self.dialling: trio.CancelScope | None = None
+        self._us = us
+        self._limits = limits
+        self._queue: deque[bytes] = deque()
+        self._queued = 0
+        self._since = 0.0
+        self._news: deque[tuple[NetworkEvent, trio.Event | None]] = deque()
+        self._telling = False
+        self._sent = self._received = self._breaches = 0
+
+    # -- frames --------------------------------------------------------------------------------
+
+    def put(self, frame: bytes) -> bool:
+        """Queue a frame; False when not connected or full."""
+        if (
+            self.link is None
+            or len(self._queue) >= self._limits.queue_frames
+            or self._queued + len(frame) > self._limits.queue_bytes
+        ):
+            return False
+        self._queue.append(frame)
+        self._queued += len(frame)
+        self.wake.set()
+        return True
+
+    async def next_frame(self, link: Link) -> bytes | None:
+        """Return the oldest frame, which stays queued; None once ``link`` is replaced."""
+        while self.link is link:
+            if self._queue:
+                return self._queue[0]
+            self.wake = trio.Event()
+            await self.wake.wait()
+        return None
+
+    def written(self, link: Link) -> None:
+        """Take the oldest frame off the queue, if ``link`` still is the one that writes."""
+        if self.link is link:
+            self._queued -= len(self._queue.popleft())
+
+    # -- links ---------------------------------------------------------------------------------
+
+    def adopt(self, link: Link) -> bool:
+        """Make ``link`` carry our frames, unless it is the one that both ends give up."""
+        if self._is_doubled(link):
+            return False
+        before, self.link = self.link, link
+        self.wake.set()  # the former link's writer stops
+        if before is None:
+            self._since = trio.current_time()
+            self._news.append((PeerConnected(self.peer), self.announced))
+        return True
+
+    def release(self, link: Link) -> None:
+        """Settle what an ended link leaves behind."""
+        self.links.discard(link)
+        self._sent += link.sent
+        self._received += link.received
+        self._breaches += link.broke_protocol
+        if self.link is not link:
+            return
+        self.link = None
+        self._queue.clear()
+        self._queued = 0
+        if self._news and isinstance(self._news[-1][0], PeerConnected):
+            self._news.pop()  # the node has not heard of it and need not
+        else:
+            self._news.append((PeerDisconnected(self.peer), None))
+            self.announced = trio.Event()
+        self.gone.set()
+
+    def _is_doubled(self, new: Link) -> bool:
+        held = self.link
+        if held is None or held.inbound == new.inbound:
+            return False
+        if new.opened_at - held.opened_at > 2 * self._limits.dial_seconds:
+            return False
+        dialler = self.peer if new.inbound else self._us
+        return dialler != max(self.peer, self._us)
+
+    # -- telling the node ----------------------------------------------------------------------
+
+    def claim_news(self) -> bool:
+        """Say whether there are events to tell; who is told True must run :meth:`tell`."""
+        if not self._news or self._telling:
+            return False
+        self._telling = True
+        return True
+
+    async def tell(self, channel: trio.MemorySendChannel[NetworkEvent]) -> None:
+        """Send the events in order."""
+        while self._news:
+            event, announced = self._news.popleft()
+            await channel.send(event)
+            if announced is not None:
+                announced.set()
+        self._telling = False
+
+    def stats(self) -> PeerStats:
+        """Return the figures up to now."""
+        link = self.link
+        return PeerStats(
+            bytes_sent=self._sent + sum(each.sent for each in self.links),
+            bytes_received=self._received + sum(each.received for each in self.links),
+            connected_since=None if link is None else self._since,
+            direction=None if link is None else "inbound" if link.inbound else "outbound",
+            breaches=self._breaches,
+        )
