@@ -1,0 +1,122 @@
+"""The privacy gate: the one entry through which anything of the patients leaves the trainer.
+
+Invariant: the order is fixed: validate and clip (spends nothing) -> debit, durable -> noise ->
+output, durable -> return. So a crash at any point never yields more outputs than debits, and a
+round that has an output returns it again, byte for byte, with the same spent budget and head.
+
+A refused update (NaN, infinity, wrong shape) is visible to peers as a skipped round and is not
+accounted; contributions should be computed so that they are always finite.
+
+Not here: computing contributions, signing and sending the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from p2pfed.errors import UpdateRejected
+from p2pfed.privacy.accountant import Budget
+from p2pfed.privacy.ledger import DataSetId, Ledger, ReleaseKey, Spent, StoredOutput
+from p2pfed.privacy.mechanisms import Plan, clipped_total, draw
+from p2pfed.privacy.noise import KeyStream, RandomWords
+from p2pfed.privacy.svt import Release
+from p2pfed.privacy.units import Contributions, PrivacyUnit
+
+__all__ = ["Released", "decode_release", "encode_release", "release_round"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Released:
+    """What left the gate for one round, and what it had cost by then.
+
+    Attributes:
+        release: Indices and values in grid units.
+        mechanism: The mechanism it was drawn with.
+        unit: The unit of privacy it was drawn for.
+        spent: Cumulative, as of this release; `spent.head` is the ledger's head.
+    """
+
+    release: Release
+    mechanism: str
+    unit: str
+    spent: Spent
+
+
+def release_round(
+    contributions: Contributions,
+    *,
+    plan: Plan,
+    ledger: Ledger,
+    dataset: DataSetId,
+    key: ReleaseKey,
+    budget: Budget,
+    unit: PrivacyUnit = "patient",
+    stream: Callable[[], RandomWords] = KeyStream,
+) -> Released:
+    """Release one round's update, or give again what was released for it before.
+
+    Formal guarantee: for zero-out of one patient (`units.NEIGHBOURS`), everything ever released
+    on a patient's data through one ledger is together rho-zCDP with rho at most what the budget
+    allows, hence (epsilon, delta)-differentially private; the mechanism "none" has no guarantee.
+
+    Args:
+        contributions: One row per patient (one row in all for the unit "hospital").
+        plan: Public parameters of the mechanism.
+        ledger: The open ledger.
+        dataset: Whose patients; from `Ledger.register`.
+        key: Run and round.
+        budget: The lifetime ceiling.
+        unit: The unit of privacy.
+        stream: Makes the source of randomness of this release.
+
+    Returns:
+        The release with the budget spent so far.
+
+    Raises:
+        UpdateRejected: NaN, infinity or wrong shape. Nothing was spent, unless it shows in the
+            second reading of "svt" only: then the debit stays.
+        BudgetExhausted: The budget does not allow it; nothing was spent.
+        PrivacyError: The ledger cannot be written; nothing leaves.
+    """
+    stored = ledger.output(key)
+    if stored is None:
+        if unit == "hospital" and contributions.num_patients != 1:
+            raise UpdateRejected(
+                f"{contributions.num_patients} contributions for the unit 'hospital'",
+                "the hospital as a whole makes one",
+            )
+        total = clipped_total(plan, contributions)
+        debit = ledger.debit(
+            dataset,
+            key=key,
+            rho_nano=plan.rho_nano,
+            mechanism=plan.mechanism,
+            unit=unit,
+            budget=budget,
+        )
+        release = draw(plan, total, contributions, stream())
+        stored = ledger.store_output(debit, encode_release(release))
+    return _released(stored)
+
+
+def encode_release(release: Release) -> bytes:
+    """Return the indices, then the values, as little-endian int64."""
+    return release.indices.astype("<i8").tobytes() + release.values.astype("<i8").tobytes()
+
+
+def decode_release(payload: bytes) -> Release:
+    """Return the release that `encode_release` made these bytes of.
+
+    Raises:
+        ValueError: The length is not that of whole pairs.
+    """
+    pairs = np.frombuffer(payload, "<i8").reshape(2, -1).astype(np.int64)
+    return Release(pairs[0], pairs[1])
+
+
+def _released(stored: StoredOutput) -> Released:
+    release = decode_release(stored.payload)
+    return Released(release, stored.debit.mechanism, stored.debit.unit, stored.spent)

@@ -1,0 +1,392 @@
+"""The lifetime privacy budget of a hospital's patients, kept across runs, tasks and mechanisms.
+
+Map: `Ledger.open` -> `register` (who the patients are) -> `debit` (pay, durably) ->
+`store_output` (keep what was drawn, durably) -> `output` (give the same again).
+
+Invariant: over any crash and restart, every stored output has its own earlier debit, and the
+debits that touch a patient never add up to more than the budget that was passed. A stored output
+is given again for the same key and never redrawn; a debit without output stays spent.
+
+A data set is its patients, not its name: each patient has a fingerprint (BLAKE2b under a secret
+that never leaves the ledger), and a debit counts against every data set that shares at least one
+patient with the one it was made for. So no renaming, splitting, merging or adding of patients
+refills a budget. For each patient this is at least what was spent on that patient.
+
+Not here: storage (`journal`), conversions (`accountant`), the order of a release (`gate`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NewType, Self
+
+from p2pfed.errors import BudgetExhausted, LedgerCorrupt, PrivacyError
+from p2pfed.privacy.accountant import Budget, epsilon_spent
+from p2pfed.privacy.journal import Journal, JournalEntry
+from p2pfed.privacy.units import PrivacyUnit
+
+__all__ = ["DataSetId", "Debit", "Entry", "Ledger", "ReleaseKey", "Spent", "StoredOutput"]
+
+DataSetId = NewType("DataSetId", bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseKey:
+    """Names one release of this hospital: there is at most one per run and round.
+
+    Attributes:
+        run_id: The run's hash.
+        round: The round's number.
+    """
+
+    run_id: bytes
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Debit:
+    """A durable payment; it allows one draw.
+
+    Attributes:
+        seq: Number of its record in the ledger.
+        key: The release it pays for.
+        attempt: 1 for the first payment under this key, 2 after a crash before the output, ...
+        dataset: Whose patients.
+        rho_nano: Amount in nano-rho.
+        mechanism: "svt", "gaussian" or "none".
+        unit: "patient" or "hospital".
+        delta: Delta of the budget it was made under.
+    """
+
+    seq: int
+    key: ReleaseKey
+    attempt: int
+    dataset: DataSetId
+    rho_nano: int
+    mechanism: str
+    unit: str
+    delta: float
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What the patients of a data set have spent.
+
+    Attributes:
+        rho_nano: Sum of all debits that count, in nano-rho.
+        epsilon: The same as epsilon at the delta asked for, rounded up. It speaks of the noisy
+            releases only: see `unprotected`.
+        debits: Number of debits that count.
+        releases: Number of outputs drawn on them, "none" included.
+        unprotected: Number of outputs that left without any noise; above 0 no epsilon protects.
+        head: 32 bytes that stand for the whole ledger.
+    """
+
+    rho_nano: int
+    epsilon: float
+    debits: int
+    releases: int
+    unprotected: int
+    head: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredOutput:
+    """What was drawn for a key, and what had been spent when it was stored.
+
+    Attributes:
+        payload: The bytes given to `store_output`.
+        debit: The payment it was drawn on.
+        spent: As of the moment of storing, so that a repeat tells exactly the same.
+    """
+
+    payload: bytes
+    debit: Debit
+    spent: Spent
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the ledger for display; no secret, no fingerprint.
+
+    Attributes:
+        seq: Its number.
+        kind: "open", "register", "debit" or "output".
+        at: Unix time in seconds.
+        detail: The other fields.
+        chain: 32 bytes that stand for the ledger up to here.
+    """
+
+    seq: int
+    kind: str
+    at: int
+    detail: Mapping[str, Any]
+    chain: bytes
+
+
+class Ledger:
+    """The open ledger. Use it as a context manager, from one thread of one process."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._secret = b""
+        self._patients: dict[DataSetId, frozenset[str]] = {}
+        self._debits: dict[int, Debit] = {}
+        self._outputs: dict[ReleaseKey, int] = {}
+        self._fields: list[dict[str, Any]] = []
+        for entry in journal.entries:
+            self._apply(entry)
+        if not self._secret:
+            self._write({"kind": "open", "version": 1, "secret": os.urandom(32).hex()})
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open the ledger, or make it where there is none.
+
+        Raises:
+            StateInUse: Another process has it open.
+            LedgerCorrupt: It does not verify.
+            ConfigError: It is readable or writable by others.
+            PrivacyError: The storage failed.
+        """
+        journal = Journal.open(path)
+        try:
+            return cls(journal)
+        except BaseException:
+            journal.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file and free its lock."""
+        self._journal.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def head(self) -> bytes:
+        """32 bytes that stand for the whole ledger; peers witness it."""
+        return self._journal.head
+
+    def register(self, name: str, patient_records: Iterable[bytes]) -> DataSetId:
+        """Make a data set known by its patients; the same patients give the same id.
+
+        Args:
+            name: For display; has no influence on the budget.
+            patient_records: One for each patient: bytes that name the patient and do not change
+                when the data are edited or processed anew (a record number), or the raw record
+                where there is no such number.
+
+        Raises:
+            PrivacyError: There is no patient, or the storage failed.
+        """
+        patients = frozenset(
+            blake2b(record, digest_size=16, key=self._secret).hexdigest()
+            for record in patient_records
+        )
+        if not patients:
+            raise PrivacyError(f"data set {name!r} has no patients", "there is nobody to protect")
+        joined = "".join(sorted(patients))
+        digest = blake2b(joined.encode(), digest_size=32, key=self._secret).digest()
+        dataset = DataSetId(digest)
+        if dataset not in self._patients:
+            fields = {"name": name, "dataset": dataset.hex(), "patients": joined}
+            self._write({"kind": "register", **fields})
+        return dataset
+
+    def debit(
+        self,
+        dataset: DataSetId,
+        *,
+        key: ReleaseKey,
+        rho_nano: int,
+        mechanism: str,
+        unit: PrivacyUnit,
+        budget: Budget,
+    ) -> Debit:
+        """Pay for one draw; durable when this returns.
+
+        Args:
+            dataset: What `register` returned.
+            key: The release to pay for; it must have no output yet.
+            rho_nano: Amount; 0 for the mechanism "none" only.
+            mechanism: Its name.
+            unit: The unit of privacy.
+            budget: The ceiling at this time.
+
+        Raises:
+            BudgetExhausted: The sum would pass the budget; nothing was written.
+            PrivacyError: Unknown data set, key with an output already, or the storage failed.
+            ValueError: The amount does not fit the mechanism.
+        """
+        if rho_nano < 0 or (rho_nano == 0) != (mechanism == "none"):
+            raise ValueError(f"rho_nano={rho_nano} does not fit mechanism={mechanism!r}")
+        if dataset not in self._patients:
+            raise PrivacyError("the data set is not in this ledger", "", "Register its patients.")
+        if key in self._outputs:
+            raise PrivacyError(
+                f"round {key.round} has its output already", "a release is never drawn twice"
+            )
+        self._check(dataset, rho_nano, budget)
+        attempt = 1 + sum(debit.key == key for debit in self._debits.values())
+        fields = {
+            "dataset": dataset.hex(),
+            "run": key.run_id.hex(),
+            "round": key.round,
+            "attempt": attempt,
+            "rho_nano": rho_nano,
+            "mechanism": mechanism,
+            "unit": unit,
+            "epsilon": budget.epsilon,
+            "delta": budget.delta,
+        }
+        return self._debits[self._write({"kind": "debit", **fields}).seq]
+
+    def store_output(self, debit: Debit, payload: bytes) -> StoredOutput:
+        """Keep what was drawn on a debit; durable when this returns.
+
+        Raises:
+            PrivacyError: The key has an output, the debit is not the newest of its key, or the
+                storage failed; the draw must then be thrown away.
+        """
+        newest = max((d.seq for d in self._debits.values() if d.key == debit.key), default=0)
+        if debit.key in self._outputs or newest != debit.seq:
+            raise PrivacyError(
+                f"round {debit.key.round}: this draw may not be stored",
+                "its key has an output already, or a newer debit",
+            )
+        self._write({"kind": "output", "debit": debit.seq, **self._totals(debit)}, payload)
+        stored = self.output(debit.key)
+        assert stored is not None
+        return stored
+
+    def output(self, key: ReleaseKey) -> StoredOutput | None:
+        """Return what was stored for a key, or None.
+
+        Raises:
+            LedgerCorrupt: The stored bytes do not verify.
+        """
+        seq = self._outputs.get(key)
+        if seq is None:
+            return None
+        fields = self._fields[seq - 1]
+        debit = self._debits[fields["debit"]]
+        spent = Spent(
+            fields["spent"],
+            epsilon_spent(fields["spent"], debit.delta),
+            fields["debits"],
+            fields["releases"],
+            fields["unprotected"],
+            self._journal.entries[seq - 1].chain,
+        )
+        return StoredOutput(self._journal.payload(seq), debit, spent)
+
+    def spent(self, dataset: DataSetId, *, delta: float) -> Spent:
+        """Return what the patients of a data set have spent so far, and the ledger's head.
+
+        Raises:
+            PrivacyError: The data set is not in this ledger.
+            ValueError: `delta` is not in (0, 1).
+        """
+        if dataset not in self._patients:
+            raise PrivacyError("the data set is not in this ledger", "", "Register its patients.")
+        rho_nano, debits, releases, unprotected = self._count(dataset)
+        epsilon = epsilon_spent(rho_nano, delta)
+        return Spent(rho_nano, epsilon, debits, releases, unprotected, self.head)
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Return all lines for display, oldest first."""
+        hidden = {"kind", "at", "secret", "patients"}
+        return tuple(
+            Entry(
+                entry.seq,
+                fields["kind"],
+                fields["at"],
+                {name: value for name, value in fields.items() if name not in hidden},
+                entry.chain,
+            )
+            for entry, fields in zip(self._journal.entries, self._fields, strict=True)
+        )
+
+    def _check(self, dataset: DataSetId, rho_nano: int, budget: Budget) -> None:
+        rho_spent = self._count(dataset)[0]
+        if rho_spent + rho_nano > budget.rho_nano:
+            now = epsilon_spent(rho_spent, budget.delta)
+            then = epsilon_spent(rho_spent + rho_nano, budget.delta)
+            raise BudgetExhausted(
+                f"the release would raise epsilon from {now:.4g} to {then:.4g}",
+                f"the budget of these patients is epsilon {budget.epsilon:g} "
+                f"at delta {budget.delta:g}; nothing was spent",
+                "The node stops contributing and goes on receiving.",
+            )
+
+    def _count(self, dataset: DataSetId) -> tuple[int, int, int, int]:
+        """Return rho_nano, debits, outputs and unprotected outputs that touch its patients."""
+        patients = self._patients[dataset]
+        touching = {
+            other for other, theirs in self._patients.items() if not patients.isdisjoint(theirs)
+        }
+        debits = [debit for debit in self._debits.values() if debit.dataset in touching]
+        drawn = {self._fields[seq - 1]["debit"] for seq in self._outputs.values()}
+        outputs = [debit for debit in debits if debit.seq in drawn]
+        unprotected = sum(debit.mechanism == "none" for debit in outputs)
+        return sum(debit.rho_nano for debit in debits), len(debits), len(outputs), unprotected
+
+    def _totals(self, debit: Debit) -> dict[str, int]:
+        """Return the counts as they will be with this debit's output."""
+        rho_nano, debits, releases, unprotected = self._count(debit.dataset)
+        plain = int(debit.mechanism == "none")
+        return {
+            "spent": rho_nano,
+            "debits": debits,
+            "releases": releases + 1,
+            "unprotected": unprotected + plain,
+        }
+
+    def _write(self, fields: dict[str, Any], payload: bytes | None = None) -> JournalEntry:
+        body = json.dumps({**fields, "at": int(time.time())}, sort_keys=True).encode()
+        entry = self._journal.append(body, payload)
+        self._apply(entry)
+        return entry
+
+    def _apply(self, entry: JournalEntry) -> None:
+        """Take one verified record into memory: the only place that interprets records."""
+        fields: dict[str, Any] = json.loads(entry.body)
+        self._fields.append(fields)
+        match fields["kind"]:
+            case "open":
+                self._secret = bytes.fromhex(fields["secret"])
+            case "register":
+                joined = fields["patients"]
+                dataset = DataSetId(bytes.fromhex(fields["dataset"]))
+                self._patients[dataset] = frozenset(
+                    joined[start : start + 32] for start in range(0, len(joined), 32)
+                )
+            case "debit":
+                self._debits[entry.seq] = Debit(
+                    entry.seq,
+                    ReleaseKey(bytes.fromhex(fields["run"]), fields["round"]),
+                    fields["attempt"],
+                    DataSetId(bytes.fromhex(fields["dataset"])),
+                    fields["rho_nano"],
+                    fields["mechanism"],
+                    fields["unit"],
+                    fields["delta"],
+                )
+            case "output":
+                self._outputs[self._debits[fields["debit"]].key] = entry.seq
+            case kind:
+                raise LedgerCorrupt(
+                    f"ledger record {entry.seq} is of the unknown kind {kind!r}",
+                    "a newer version may have written it",
+                    "Use the newest version that ever opened this ledger.",
+                )
