@@ -1,0 +1,140 @@
+"""A model's parameters as one flat float32 vector, and the safetensors file that carries it.
+
+Invariant: order and length follow `named_parameters()` of the task's own model, so `get_vector`
+after `set_vector` gives the same bits back. Buffers (running means of batch norm and the like) are
+not in the vector: they stay at home, and under a privacy mechanism a model that has any is
+refused, because they are statistics of patients which no clip bounds.
+
+A file holds exactly one tensor, `model`, shape (P,), float32; P is the number of parameters here.
+Files are safetensors only: reading one runs no code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from torch import nn
+
+from p2pfed.errors import ConfigError, UpdateRejected
+
+__all__ = [
+    "check_no_buffers",
+    "file_digest",
+    "get_vector",
+    "num_parameters",
+    "read_vector",
+    "set_vector",
+    "write_vector",
+]
+
+Vector = NDArray[np.float32]
+_MOST_HEADER_BYTES = 1 << 16
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Length of the flat vector; tied parameters count once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def check_no_buffers(model: nn.Module) -> None:
+    """Refuse a model whose state is more than its parameters; needed under a privacy mechanism.
+
+    Raises:
+        ConfigError: Names the first persistent buffer.
+    """
+    saved = model.state_dict().keys()
+    for name, _ in model.named_buffers():
+        if name in saved:
+            raise ConfigError(
+                f"the model has the buffer {name!r}",
+                "such statistics of patients are outside the privacy gate",
+                "use GroupNorm or InstanceNorm without running statistics, or persistent=False",
+            )
+
+
+def get_vector(model: nn.Module) -> Vector:
+    """A copy of the parameters, shape (P,), float32."""
+    parts = [p.detach().reshape(-1).to("cpu", torch.float32) for p in model.parameters()]
+    return np.asarray(torch.cat(parts).numpy(), dtype=np.float32).copy()
+
+
+def set_vector(model: nn.Module, vector: Vector) -> None:
+    """Put the values into the model's parameters, in place.
+
+    Raises:
+        UpdateRejected: Wrong length or type, NaN or infinity.
+    """
+    _check(vector, num_parameters(model), "the vector")
+    flat = torch.from_numpy(np.ascontiguousarray(vector))
+    start = 0
+    with torch.no_grad():
+        for parameter in model.parameters():
+            end = start + parameter.numel()
+            parameter.copy_(flat[start:end].view_as(parameter))
+            start = end
+
+
+def write_vector(path: Path, vector: Vector) -> bytes:
+    """Write the file durably under its name and return its BLAKE2b-256."""
+    data = safetensors.numpy.save({"model": np.ascontiguousarray(vector, dtype=np.float32)})
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    return file_digest(data)
+
+
+def file_digest(data: bytes) -> bytes:
+    """BLAKE2b-256 of a vector file's bytes; for the genesis it stands in the run file."""
+    return hashlib.blake2b(data, digest_size=32).digest()
+
+
+def read_vector(path: Path, length: int, *, digest: bytes | None = None) -> Vector:
+    """Read a vector file and check everything about it.
+
+    Args:
+        path: The safetensors file.
+        length: P, our own model's number of parameters.
+        digest: BLAKE2b-256 that the file must have, e.g. the run's genesis.
+
+    Raises:
+        UpdateRejected: Missing, too large, another hash, not such a file, NaN or infinity.
+    """
+    try:
+        size = path.stat().st_size
+        if size > 4 * length + _MOST_HEADER_BYTES:
+            raise UpdateRejected(f"{path.name} has {size} bytes, too many for {length} parameters")
+        data = path.read_bytes()
+        if digest is not None and file_digest(data) != digest:
+            raise UpdateRejected(
+                f"{path.name} is not the file that the run names",
+                f"its hash is {file_digest(data).hex()[:16]}…, expected {digest.hex()[:16]}…",
+                "fetch it again from another member",
+            )
+        tensors = safetensors.numpy.load(data)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise UpdateRejected(f"cannot read {path.name} as a vector", str(error)) from error
+    if set(tensors) != {"model"}:
+        raise UpdateRejected(f"{path.name} must hold one tensor named 'model'")
+    vector = tensors["model"]
+    _check(vector, length, path.name)
+    return vector
+
+
+def _check(vector: Vector, length: int, what: str) -> None:
+    if vector.shape != (length,) or vector.dtype != np.float32:
+        raise UpdateRejected(
+            f"{what} has shape {vector.shape} and type {vector.dtype}",
+            f"expected ({length},) float32",
+        )
+    if not np.isfinite(vector).all():
+        raise UpdateRejected(f"{what} holds NaN or infinity")

@@ -1,0 +1,22 @@
+"""Fixtures that more than one room's tests use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def heart_folder() -> Path:
+    """The four UCI heart disease files; skipped where they are missing, a failure in CI."""
+    root = Path(__file__).resolve().parent.parent
+    data = Path(os.environ.get("P2PFED_DATA") or root.parent / "shared" / "data")
+    folder = data / "heart_disease"
+    if not (folder / "processed.cleveland.data").is_file():
+        reason = f"no heart disease data in {data}; set P2PFED_DATA"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return folder
