@@ -1,0 +1,52 @@
+"""Whom the network lets in: the roster, asked anew each time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from p2pfed.gossip.events import RosterOffered
+from p2pfed.node.directory import DataDirectory
+from p2pfed.node.shell import Shell
+
+__all__ = ["RosterGate"]
+
+
+class RosterGate:
+    """The network room's gatekeeper; `shell` is set once the node is composed."""
+
+    def __init__(self, directory: DataDirectory) -> None:
+        self.shell: Shell | None = None
+        self._directory = directory
+
+    def is_member(self, peer: str) -> bool:
+        """Whether the newest roster lists the peer; nobody is let in after `leave`."""
+        shell = self.shell
+        if shell is None or not shell.present or shell.core.book.current is None:
+            return False
+        return shell.core.book.current.member(peer) is not None
+
+    def current_roster(self) -> bytes:
+        """The newest signed roster, to be shown to a peer that may hold an older one."""
+        book = self.shell.core.book if self.shell is not None else None
+        if book is None or book.current is None:
+            return b""
+        return book.signed(book.current.hash) or b""
+
+    def consider_roster(self, peer: str, signed: bytes) -> bool:
+        """Believe a roster if it verifies; whether the peer is a member then.
+
+        A node that holds no roster yet learns none from strangers: the first comes from its operator.
+        """
+        if self.shell is None or not self.shell.present or self.shell.core.book.current is None:
+            return False
+        self.shell.feed(RosterOffered(signed))
+        return self.is_member(peer)
+
+    def open_blob(self, peer: str, digest: bytes) -> Path | None:
+        """A genesis or a checkpoint, by its BLAKE2b-256; nothing else is ever served."""
+        if self.shell is None or not self.is_member(peer):
+            return None
+        genesis = self._directory.blob(digest)
+        if genesis.exists():
+            return genesis
+        return self.shell.model.checkpoints.find(digest) if self.shell.model is not None else None

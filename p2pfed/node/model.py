@@ -1,0 +1,67 @@
+"""The model of the current run: the fold, performed in a worker thread, and the view for the trainer.
+
+Folding is never done in the event loop. One fold runs at a time (the core sees to that); the state in memory
+belongs to it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.numpy import save_file
+
+from p2pfed.errors import FactRejected
+from p2pfed.gossip.events import Fold, Folded
+from p2pfed.gossip.fold import model_hash, view_of
+from p2pfed.gossip.replay import Replay
+from p2pfed.identity.run import Run
+from p2pfed.node.checkpoints import DiskCheckpoints, read_genesis
+from p2pfed.node.store import Store
+from p2pfed.wire.payload import Payload, decode_payload
+
+__all__ = ["Model"]
+
+
+class Model:
+    """The fold of one run on one node.
+
+    Args:
+        run: The run.
+        genesis: File of its first model.
+        checkpoints: Where states are kept.
+        store: Where payloads are read from.
+        view: Where the newest model is written for the trainer; None without one.
+
+    Raises:
+        FactRejected: The genesis file is not the run's.
+    """
+
+    def __init__(
+        self, run: Run, genesis: Path, checkpoints: DiskCheckpoints, store: Store, view: Path | None
+    ) -> None:
+        self.checkpoints = checkpoints
+        self._run = run
+        self._store = store
+        self._view = view
+        self._replay = Replay(run, read_genesis(genesis, run), checkpoints, self._payload)
+
+    def _payload(self, fact: bytes) -> Payload:
+        return decode_payload(
+            self._store.payload(fact),
+            num_parameters=self._run.num_parameters,
+            max_released=self._run.max_released,
+        )
+
+    def fold(self, wanted: Fold) -> Folded:
+        """Fold, write the view, and say what came out; blocks, for a worker thread."""
+        while True:
+            try:
+                state = self._replay.fold(wanted)
+                break
+            except FactRejected:
+                continue  # a damaged checkpoint is gone now; the fold starts from an older one
+        if self._view is not None:
+            aside = self._view.with_suffix(".tmp")
+            save_file({"model": view_of(state, self._run.grid_bits)}, aside)
+            aside.replace(self._view)
+        return Folded(wanted.round, wanted.chains[wanted.round], model_hash(state))

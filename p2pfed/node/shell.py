@@ -1,0 +1,321 @@
+"""Performs the core's effects and feeds it events; no policy.
+
+`feed` is synchronous and never waits: an event goes in, the effects are performed in order, and what takes time
+(folding, training, fetching, hanging up) becomes a task whose end is another event. So the core sees one
+event at a time, and everything is on one thread but the fold.
+
+Invariant: a peer can never crash the node. An exception while a peer's frame is handled is a bug of
+ours, logged with its traceback, and costs that peer its connection.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, assert_never
+
+import trio
+
+from p2pfed.errors import FactRejected, PeerError, TrainerError
+from p2pfed.gossip.core import Core
+from p2pfed.gossip.events import (
+    CheckpointFetched,
+    CheckpointsChanged,
+    Connected,
+    Disconnect,
+    Disconnected,
+    Effect,
+    Event,
+    FetchCheckpoint,
+    Fold,
+    Keep,
+    Note,
+    Received,
+    Released,
+    Send,
+    SendStored,
+    StopDialling,
+    StoreDelta,
+    StoreProof,
+    StoreRoster,
+    Tick,
+    Train,
+    TrainingEnded,
+)
+from p2pfed.identity.run import Run
+from p2pfed.identity.signing import SignedDocument
+from p2pfed.network import FrameReceived, PeerConnected, PeerDisconnected, PeerNetwork
+from p2pfed.node.directory import DataDirectory
+from p2pfed.node.eventlog import EventLog
+from p2pfed.node.model import Model
+from p2pfed.node.store import Store
+from p2pfed.node.trainer import Trainer
+from p2pfed.wire.codec import MAX_FRAME
+from p2pfed.wire.messages import Facts, encode_message
+from p2pfed.wire.payload import decode_payload
+
+__all__ = ["Shell"]
+
+logger = logging.getLogger(__name__)
+
+TICK = 0.25  # seconds; the finest step of deadlines and beats
+_FACTS_BYTES = MAX_FRAME - 4096
+_VIEW = "view.safetensors"
+
+
+class Shell:
+    """One node's I/O around its core.
+
+    Args:
+        core: The state machine.
+        directory: Where rosters and runs are kept.
+        store: Where deltas are kept.
+        log: The event log.
+        network: The peers.
+        nursery: Where tasks run.
+        wall: The calendar time.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        *,
+        directory: DataDirectory,
+        store: Store,
+        log: EventLog,
+        network: PeerNetwork,
+        nursery: trio.Nursery,
+        wall: Callable[[], dt.datetime],
+    ) -> None:
+        self.core = core
+        self.store = store
+        self.log = log
+        self.network = network
+        self.trainer: Trainer | None = None
+        self.model: Model | None = None
+        self.run: Run | None = None
+        self.run_text = ""
+        self.spent: dict[str, Any] = {}
+        self.present = True  # False after `leave`
+        self._directory = directory
+        self._nursery = nursery
+        self.wall = wall
+
+    def begin(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Run a task of the node's until it ends."""
+        self._nursery.start_soon(task, *args)
+
+    def start_run(self, run: Run, signed: bytes, model: Model) -> None:
+        """Take part in a run whose genesis is at hand, from what is stored of it."""
+        self.model, self.run = model, run
+        self.run_text = SignedDocument.parse(signed).payload.decode("utf-8")
+        adopted = self.store.recall(f"adopted.{run.run_id.hex()}")
+        self.core.start_run(
+            run,
+            held=self.store.headers(run.run_id),
+            proofs=self.store.proofs(run.run_id),
+            adopted=None if adopted is None else (adopted[0], bytes.fromhex(adopted[1])),
+            round_=max(model.checkpoints.chains(), default=0),
+        )
+        self.log.add("run.started", {"run": run.name, "id": run.run_id.hex()})
+
+    # --- events in -----------------------------------------------------------------------------
+
+    def feed(self, event: Event) -> None:
+        """Hand one event to the core and perform what it says."""
+        for effect in self.core.handle(event, trio.current_time()):
+            self._perform(effect)
+
+    async def tick_for_ever(self) -> None:
+        """Let time pass."""
+        while True:
+            self.feed(Tick(self.wall()))
+            self.log.flush()
+            await trio.sleep(TICK)
+
+    async def hear_for_ever(self) -> None:
+        """Take in what the network reports."""
+        async for event in self.network.events:
+            match event:
+                case PeerConnected():
+                    self.feed(Connected(event.peer))
+                case PeerDisconnected():
+                    self.feed(Disconnected(event.peer))
+                case FrameReceived():
+                    self._hear_frame(event)
+                case _:
+                    assert_never(event)
+
+    def _hear_frame(self, event: FrameReceived) -> None:
+        try:
+            self.feed(Received(event.peer, event.frame))
+        except Exception:
+            logger.exception("bug while handling a frame of %s; hanging up", event.peer)
+            self._nursery.start_soon(self.network.disconnect, event.peer)
+
+    # --- effects out ---------------------------------------------------------------------------
+
+    def _perform(self, effect: Effect) -> None:  # noqa: C901 - a flat table
+        match effect:
+            case Send():
+                self.network.send(effect.peer, effect.frame)
+            case SendStored():
+                self._send_stored(effect)
+            case Disconnect():
+                if effect.blame:
+                    logger.warning("hanging up on %s: %s", effect.peer, effect.reason)
+                self._nursery.start_soon(self.network.disconnect, effect.peer)
+            case Keep():
+                self.store.keep_addresses(effect.peer, effect.addresses)
+                if self.present:
+                    self.network.keep_connected(effect.peer, effect.addresses)
+            case StopDialling():
+                self.network.stop_dialling(effect.peer)
+            case StoreDelta():
+                self.store.keep_delta(effect.delta, durable=effect.own)
+            case StoreRoster():
+                self._directory.keep_roster(effect.version, effect.roster_hash, effect.signed)
+                self._nursery.start_soon(self.network.recheck)
+            case StoreProof():
+                self.store.keep_proof(effect.origin, effect.proof)
+            case Fold():
+                self._nursery.start_soon(self._fold, effect)
+            case Train():
+                self._nursery.start_soon(self._train, effect)
+            case FetchCheckpoint():
+                self._nursery.start_soon(self._fetch_checkpoint, effect)
+            case Note():
+                self.log.add(effect.type, effect.data)
+            case _:
+                assert_never(effect)
+
+    def _send_stored(self, effect: SendStored) -> None:
+        if effect.rosters or effect.proofs:
+            frame = encode_message(Facts((), effect.rosters, effect.proofs))
+            self.network.send(effect.peer, frame)
+        batch: list[bytes] = []
+        size = 0
+        for fact in effect.deltas:
+            data = self.store.delta(fact).encode()
+            if batch and size + len(data) > _FACTS_BYTES // 8:
+                self.network.send(effect.peer, encode_message(Facts(tuple(batch), (), ())))
+                batch, size = [], 0
+            batch.append(data)
+            size += len(data) + 16
+        if batch:
+            self.network.send(effect.peer, encode_message(Facts(tuple(batch), (), ())))
+
+    # --- what takes time -----------------------------------------------------------------------
+
+    async def _fold(self, effect: Fold) -> None:
+        model = self.model
+        assert model is not None
+        folded = await trio.to_thread.run_sync(model.fold, effect)
+        offers = await trio.to_thread.run_sync(model.checkpoints.offers)
+        if model is not self.model:
+            return  # another run was accepted meanwhile
+        self._remember_adopted()
+        self.feed(CheckpointsChanged(offers))
+        self.feed(folded)
+        await self._evaluate(folded.round)
+
+    async def _evaluate(self, round_: int) -> None:
+        """Let the trainer evaluate a model that it does not train on; the result stays with it."""
+        idle = self.core.progress is None or self.core.progress.training is None
+        if self.trainer is None or not idle:
+            return
+        try:
+            await self.trainer.ask({"op": "evaluate", "view": _VIEW, "round": round_})
+        except TrainerError:
+            logger.info("round %d is not evaluated locally", round_)
+
+    async def _train(self, effect: Train) -> None:
+        if self.trainer is None:
+            self.feed(TrainingEnded(effect.round, "failed", "there is no trainer"))
+            return
+        request = {
+            "op": "round",
+            "run": self.run_text,
+            "round": effect.round,
+            "view": _VIEW,
+            "samples": effect.samples,
+        }
+        run = self.run
+        event: Event
+        try:
+            answer = await self.trainer.ask(request)
+            if run is not self.run:
+                return  # another run was accepted meanwhile; the release is kept by the ledger
+            event = self._outcome(effect.round, answer)
+        except (TrainerError, KeyError, TypeError, ValueError, PeerError, OSError) as error:
+            event = TrainingEnded(effect.round, "failed", str(error).splitlines()[0])
+        self.feed(event)
+
+    def _outcome(self, round_: int, answer: dict[str, Any]) -> Event:
+        assert self.run is not None and self.trainer is not None
+        if "spent_nano_rho" in answer:
+            known = ("mechanism", "spent_nano_rho", "spent_epsilon", "releases", "releases_left")
+            self.spent = {key: answer[key] for key in known if key in answer}
+            self.store.remember("spent", self.spent)
+        if answer["event"] != "released":
+            reason = answer.get("reason") or answer.get("what") or "no reason given"
+            return TrainingEnded(round_, str(answer["event"]), str(reason))
+        path = self.trainer.exchange / Path(answer["payload"]).name
+        payload = path.read_bytes()
+        path.unlink()
+        decoded = decode_payload(
+            payload,
+            num_parameters=self.run.num_parameters,
+            max_released=self.run.max_released,
+        )
+        return Released(
+            round=round_,
+            payload=payload,
+            num_released=decoded.indices.size,
+            mechanism=str(answer["mechanism"]),
+            spent_nano_rho=int(answer["spent_nano_rho"]),
+            releases=int(answer["releases"]),
+            ledger_head=bytes.fromhex(answer["ledger_head"]),
+        )
+
+    async def _fetch_checkpoint(self, effect: FetchCheckpoint) -> None:
+        model = self.model
+        assert model is not None
+        place = model.checkpoints.place_for(effect.offer)
+        fetched = await self.fetch(
+            effect.peers, effect.offer.digest, place, max_bytes=effect.offer.size
+        )
+        if fetched:
+            try:
+                await trio.to_thread.run_sync(model.checkpoints.load, effect.offer.round)
+            except FactRejected as error:
+                logger.warning("%s", error.what)
+                fetched = False
+        self.feed(CheckpointFetched(effect.offer, ok=fetched))
+        self._remember_adopted()
+
+    async def fetch(
+        self, peers: tuple[str, ...], digest: bytes, place: Path, *, max_bytes: int
+    ) -> bool:
+        """Fetch a file by its digest from the first peer that gives it."""
+        for peer in peers:
+            try:
+                await self.network.fetch(peer, digest, place, max_bytes=max_bytes)
+            except PeerError as error:
+                logger.info("%s did not give %s: %s", peer, digest.hex()[:16], error.what)
+            else:
+                return True
+        return False
+
+    def _remember_adopted(self) -> None:
+        """Keep which checkpoint is believed until the archive is complete."""
+        facts = self.core.facts
+        if facts is None:
+            return
+        adopted = facts.adopted
+        value = None if adopted is None else [adopted[0], adopted[1].hex()]
+        key = f"adopted.{facts.run.run_id.hex()}"
+        if self.store.recall(key) != value:
+            self.store.remember(key, value)

@@ -1,0 +1,165 @@
+"""What a node keeps between starts: deltas, proofs, addresses, events and small facts, in one SQLite file.
+
+Invariants: this node's own delta is on the disk (synchronous=FULL) before anyone hears of it, so a crash
+never makes it sign a second one for a round; everything else could be asked of a peer again and is
+written with synchronous=NORMAL, which keeps the file consistent. Used from the event loop and from the
+fold's worker thread; a lock serialises them. The privacy ledger is not here: it belongs to the trainer.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from p2pfed.errors import ConfigError
+from p2pfed.wire.delta import Delta, Proof, SignedHeader
+
+__all__ = ["Store"]
+
+KEPT_EVENTS = 10_000
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS deltas (
+  fact BLOB PRIMARY KEY, run_id BLOB NOT NULL, round INTEGER NOT NULL, origin TEXT NOT NULL,
+  header BLOB NOT NULL, signature BLOB NOT NULL, payload BLOB NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS deltas_by_run ON deltas (run_id, round);
+CREATE TABLE IF NOT EXISTS proofs (origin TEXT NOT NULL, run_id BLOB NOT NULL, proof BLOB NOT NULL,
+  PRIMARY KEY (origin, run_id));
+CREATE TABLE IF NOT EXISTS addresses (peer TEXT PRIMARY KEY, addresses TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS events (seq INTEGER PRIMARY KEY, event TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS remembered (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+
+
+class Store:
+    """One node's store; see the module docstring.
+
+    Raises:
+        ConfigError: The file cannot be opened or is not ours.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.executescript(_SCHEMA)
+        except sqlite3.Error as error:
+            raise ConfigError(
+                f"cannot open the store {path}",
+                str(error),
+                "if it is damaged, move it away: the deltas come back from the peers",
+            ) from error
+        path.chmod(0o600)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def _write(self, statement: str, values: tuple[Any, ...], *, durable: bool = False) -> None:
+        with self._lock:
+            self._db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+            self._db.execute(statement, values)
+
+    def _read(self, statement: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        with self._lock:
+            return self._db.execute(statement, values).fetchall()
+
+    # --- deltas and proofs ---------------------------------------------------------------------
+
+    def keep_delta(self, delta: Delta, *, durable: bool) -> None:
+        """Keep a verified delta; `durable` means that it is on the disk when this returns."""
+        header, signed = delta.header, delta.signed
+        self._write(
+            "INSERT OR IGNORE INTO deltas VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                delta.fact,
+                header.run_id,
+                header.round,
+                header.origin,
+                signed.header_bytes,
+                signed.signature,
+                delta.payload,
+            ),
+            durable=durable,
+        )
+
+    def headers(self, run_id: bytes) -> list[SignedHeader]:
+        """Headers of all deltas of a run; their signatures are checked again."""
+        rows = self._read(
+            "SELECT header, signature FROM deltas WHERE run_id = ? ORDER BY round", (run_id,)
+        )
+        return [SignedHeader.read(header, signature) for header, signature in rows]
+
+    def delta(self, fact: bytes) -> Delta:
+        """A kept delta, by its full name."""
+        header, signature, payload = self._read(
+            "SELECT header, signature, payload FROM deltas WHERE fact = ?", (fact,)
+        )[0]
+        return Delta(SignedHeader.read(header, signature), payload)
+
+    def payload(self, fact: bytes) -> bytes:
+        """The payload bytes of a kept delta."""
+        data: bytes = self._read("SELECT payload FROM deltas WHERE fact = ?", (fact,))[0][0]
+        return data
+
+    def keep_proof(self, origin: str, proof: bytes) -> None:
+        """Keep a proof of equivocation."""
+        run_id = Proof.decode(proof).first.header.run_id
+        self._write("INSERT OR REPLACE INTO proofs VALUES (?, ?, ?)", (origin, run_id, proof))
+
+    def proofs(self, run_id: bytes) -> list[Proof]:
+        """All kept proofs of a run."""
+        rows = self._read("SELECT proof FROM proofs WHERE run_id = ?", (run_id,))
+        return [Proof.decode(row[0]) for row in rows]
+
+    # --- addresses, small facts ----------------------------------------------------------------
+
+    def keep_addresses(self, peer: str, addresses: Iterable[str]) -> None:
+        """Remember where a peer was reachable."""
+        text = json.dumps(list(addresses))
+        self._write("INSERT OR REPLACE INTO addresses VALUES (?, ?)", (peer, text))
+
+    def addresses(self) -> dict[str, list[str]]:
+        """Remembered addresses by peer."""
+        rows = self._read("SELECT peer, addresses FROM addresses")
+        return {peer: json.loads(text) for peer, text in rows}
+
+    def remember(self, key: str, value: Any) -> None:
+        """Keep one JSON value under a name."""
+        self._write("INSERT OR REPLACE INTO remembered VALUES (?, ?)", (key, json.dumps(value)))
+
+    def recall(self, key: str, default: Any = None) -> Any:
+        """The value under a name."""
+        rows = self._read("SELECT value FROM remembered WHERE key = ?", (key,))
+        return json.loads(rows[0][0]) if rows else default
+
+    # --- events --------------------------------------------------------------------------------
+
+    def add_events(self, events: Iterable[tuple[int, str]]) -> None:
+        """Keep events by sequence number, and drop those that are too old."""
+        batch = list(events)
+        if not batch:
+            return
+        with self._lock:
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute("BEGIN")
+            self._db.executemany("INSERT OR REPLACE INTO events VALUES (?, ?)", batch)
+            self._db.execute("DELETE FROM events WHERE seq <= ?", (batch[-1][0] - KEPT_EVENTS,))
+            self._db.execute("COMMIT")
+
+    def events(self, since: int, limit: int) -> list[str]:
+        """Kept events after a sequence number, oldest first."""
+        rows = self._read(
+            "SELECT event FROM events WHERE seq > ? ORDER BY seq LIMIT ?", (since, limit)
+        )
+        return [row[0] for row in rows]
+
+    def event_range(self) -> tuple[int, int]:
+        """The first and the last kept sequence number; (1, 0) if there is none."""
+        first, last = self._read("SELECT MIN(seq), MAX(seq) FROM events")[0]
+        return (1, 0) if first is None else (first, last)

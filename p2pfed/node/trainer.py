@@ -1,0 +1,181 @@
+"""Parent end of the trainer process: start it, ask it, restart it when it dies.
+
+What crosses: JSON lines over a socket pair, vectors as files in a private folder on tmpfs where there is one. Only what
+the gate released comes back; a view is a function of public facts.
+
+Invariant: whatever the trainer does (crash, hang, run out of memory, talk nonsense) ends as one
+`TrainerError` for the request that was outstanding, and as a restart with back-off. The node lives on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from p2pfed.errors import TrainerError
+
+__all__ = ["Trainer", "exchange_folder"]
+
+logger = logging.getLogger(__name__)
+
+FIRST_BACKOFF = 1.0
+MOST_BACKOFF = 60.0
+START_DEADLINE = 300.0  # importing torch and reading a hospital's data may take minutes
+STOP_DEADLINE = 10.0
+MAX_LINE = 1 << 20
+
+
+@contextmanager
+def exchange_folder(fallback: Path) -> Iterator[Path]:
+    """A folder (0700) for views and payloads, in memory where the system has a tmpfs."""
+    parent = Path("/dev/shm")  # noqa: S108 - mkdtemp below makes a private folder in it
+    usable = parent.is_dir() and os.access(parent, os.W_OK)
+    folder = Path(tempfile.mkdtemp(prefix="p2pfed-", dir=parent if usable else fallback))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Trainer:
+    """The trainer of one node.
+
+    Args:
+        config: The node's configuration file; the trainer reads it for itself.
+        exchange: Folder for views and payloads.
+        on_ready: Called with the trainer's first message after every start.
+        on_gone: Called whenever it has ended.
+    """
+
+    def __init__(
+        self,
+        config: Path,
+        exchange: Path,
+        *,
+        on_ready: Callable[[dict[str, Any]], None],
+        on_gone: Callable[[], None],
+    ) -> None:
+        self.exchange = exchange
+        self.state = "starting"
+        self.restarts = 0
+        self.problem = ""
+        self.pid: int | None = None
+        self._config = config
+        self._on_ready = on_ready
+        self._on_gone = on_gone
+        self._stream: trio.SocketStream | None = None
+        self._buffer = bytearray()
+        self._turn = trio.Lock()
+
+    async def run(self) -> None:
+        """Keep a trainer alive until cancelled."""
+        backoff = FIRST_BACKOFF
+        while True:
+            started = trio.current_time()
+            await self._one_life()
+            if trio.current_time() - started > MOST_BACKOFF:
+                backoff = FIRST_BACKOFF
+            self.state = "restarting"
+            self._on_gone()
+            self.restarts += 1
+            logger.warning("the trainer ended (%s); restart in %.0f s", self.problem, backoff)
+            await trio.sleep(backoff)
+            backoff = min(2 * backoff, MOST_BACKOFF)
+
+    async def _one_life(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-m", "p2pfed.training", "serve"]
+            command += ["--config", str(self._config), "--control-fd", str(theirs.fileno())]
+            command += ["--exchange", str(self.exchange)]
+            process = await trio.lowlevel.open_process(command, pass_fds=[theirs.fileno()])
+        self.pid = process.pid
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        self._buffer.clear()
+        try:
+            with trio.move_on_after(START_DEADLINE):
+                if await self._greeted(stream):
+                    self._stream = stream
+            if self._stream is None:
+                self.problem = self.problem or "it did not start in time"
+            else:
+                await process.wait()
+                self.problem = f"exit status {process.returncode}"
+        finally:
+            self._stream = None
+            self.pid = None
+            await self._end(process, stream)
+
+    async def _greeted(self, stream: trio.SocketStream) -> bool:
+        try:
+            hello = await self._line(stream)
+        except TrainerError as error:
+            self.problem = error.what
+            return False
+        if hello.get("event") != "ready":
+            told = [str(hello.get(key, "")) for key in ("what", "why", "do")]
+            self.problem = "; ".join(text for text in told if text)
+            return False
+        self.state, self.problem = "ready", ""
+        self._on_ready(hello)
+        return True
+
+    async def _end(self, process: trio.Process, stream: trio.SocketStream) -> None:
+        with trio.CancelScope(shield=True):
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await stream.send_all(b'{"op": "stop"}\n')
+            await stream.aclose()
+            with trio.move_on_after(STOP_DEADLINE):
+                await process.wait()
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+    async def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """One request, one answer.
+
+        Raises:
+            TrainerError: The trainer is not there, died, or talks nonsense.
+        """
+        async with self._turn:
+            stream = self._stream
+            if stream is None:
+                raise TrainerError("the trainer is not running", self.problem)
+            try:
+                await stream.send_all(json.dumps(request).encode() + b"\n")
+                return await self._line(stream)
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                raise TrainerError("the trainer died while it was working") from error
+
+    async def _line(self, stream: trio.SocketStream) -> dict[str, Any]:
+        while b"\n" not in self._buffer:
+            try:
+                received = await stream.receive_some(65536)
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                raise TrainerError("the trainer died while it was working") from error
+            self._buffer += received
+            if not received:
+                raise TrainerError("the trainer died while it was working")
+            if len(self._buffer) > MAX_LINE:
+                raise TrainerError("the trainer sent a line that is too long")
+        line, _, rest = self._buffer.partition(b"\n")
+        self._buffer = bytearray(rest)
+        try:
+            answer = json.loads(line)
+        except ValueError as error:
+            raise TrainerError("the trainer sent something that is not JSON") from error
+        if not isinstance(answer, dict):
+            raise TrainerError("the trainer sent something that is not an object")
+        return answer
