@@ -1,0 +1,76 @@
+"""join, leave, share: one POST each."""
+
+from __future__ import annotations
+
+from p2pfed.cli.files import read_bootstrap, read_document
+from p2pfed.cli.locate import admin_client
+from p2pfed.cli.options import describe, with_socket
+from p2pfed.cli.text import emit
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+__all__ = ["join", "leave", "share"]
+
+
+def join(parser: ArgumentParser) -> None:
+    """Fill in the command `join`."""
+    describe(
+        parser,
+        "Join the network: hand the running daemon the signed roster that you got from the\n"
+        "stewards, and lists of peers to ask first. Without files: join again after a leave.",
+        endpoint="POST /v1/join",
+    )
+    parser.add_argument("--roster", metavar="FILE", help="signed roster")
+    parser.add_argument(
+        "--bootstrap", metavar="FILE", action="append", default=[], help="list of first peers"
+    )
+    with_socket(parser)
+    parser.set_defaults(run=_join)
+
+
+def _join(args: Namespace) -> None:
+    body = {
+        "roster": None if args.roster is None else read_document(args.roster),
+        "bootstrap": [read_bootstrap(file) for file in args.bootstrap],
+    }
+    # The daemon may dial before it answers.
+    data = admin_client(args, timeout=60.0).post("/v1/join", body)
+    emit(args, "join", data, ["joining; watch it with: p2pfed status, p2pfed events -f"])
+
+
+def leave(parser: ArgumentParser) -> None:
+    """Fill in the command `leave`."""
+    describe(
+        parser,
+        "Leave the network: the peers are told and stop waiting for this node. The daemon\n"
+        "runs on, and remembers not to join again by itself until `p2pfed join`.",
+        endpoint="POST /v1/leave",
+    )
+    with_socket(parser)
+    parser.set_defaults(run=_leave)
+
+
+def _leave(args: Namespace) -> None:
+    data = admin_client(args, timeout=60.0).post("/v1/leave")
+    emit(args, "leave", data, ["left; to come back: p2pfed join"])
+
+
+def share(parser: ArgumentParser) -> None:
+    """Fill in the command `share`."""
+    describe(
+        parser,
+        "Start (on) or stop (off) releasing updates of this hospital. With `off` the node goes on\n"
+        "receiving and computing the common model. What was released cannot be taken back.",
+        endpoint="POST /v1/share",
+    )
+    parser.add_argument("what", choices=("on", "off"))
+    with_socket(parser)
+    parser.set_defaults(run=_share)
+
+
+def _share(args: Namespace) -> None:
+    data = admin_client(args).post("/v1/share", {"on": args.what == "on"})
+    lines = {"on": "sharing is on", "off": "sharing is off; this node goes on receiving"}
+    emit(args, "share", data, [lines[args.what]])

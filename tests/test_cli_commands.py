@@ -1,0 +1,471 @@
+"""The client commands: what they print, where, and with which exit code."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from p2pfed.cli.main import COMMANDS, main
+
+_spec = importlib.util.spec_from_file_location(
+    "admin_fakes", Path(__file__).with_name("admin_fakes.py")
+)
+fakes = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(fakes)
+
+
+LEDGER = {"releases": 2, "entries": [{"seq": 1, "kind": "debit"}, {"seq": 2, "kind": "debit"}]}
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch):
+    with fakes.short_folder() as path:
+        monkeypatch.chdir(path)
+        monkeypatch.setenv("HOME", str(path))
+        for name in list(os.environ):
+            if name.startswith("P2PFED_"):
+                monkeypatch.delenv(name)
+        yield path
+
+
+@pytest.fixture
+def backend():
+    return fakes.FakeBackend()
+
+
+@pytest.fixture
+def socket(folder, backend):
+    with fakes.daemon(backend, folder / "admin.sock"):
+        yield str(folder / "admin.sock")
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    code = main([str(argument) for argument in arguments])
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+def process(*arguments: str, **options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "p2pfed", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        **options,
+    )
+
+
+# --- status, peers, privacy --------------------------------------------------------------------
+
+
+def test_status_fits_a_screen(capsys, socket, backend):
+    backend.health = ["clock differs from Kyoto by 4.1 s", "evil \x1b[2J name"]
+    code, out, err = run(capsys, "--socket", socket, "status")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "St Mary  12D3KooW…mnop  up 3d 4h   network cardio-eu  roster v7 "
+        "(2 of 3 stewards, 5 members, expires 2027-01-31)",
+        "run       heart-1 (heart-disease)   round 42/100   training   "
+        "model 3f3f3f3f3f3f after round 41, 160 deltas",
+        "sharing   contributing",
+        "privacy   svt   ε 3.2 of 8 spent (δ 1e-5)   41 releases   stops by itself at round ≈ 260",
+        "peers     1 alive · 1 away · 1 left      traffic  ↑1.2 GB ↓1.1 GB",
+        "trainer   running",
+        "# warning: clock differs from Kyoto by 4.1 s",
+        "# warning: evil \N{REPLACEMENT CHARACTER}[2J name",
+    ]
+
+
+def test_status_says_why_a_node_does_not_contribute(capsys, socket, backend):
+    backend.contributing = {"yes": False, "reason": "budget spent"}
+    out = run(capsys, "--socket", socket, "status")[1]
+    assert "not contributing: budget spent; still receiving" in out
+
+
+def test_status_shouts_when_nothing_protects_the_updates(capsys, socket, backend):
+    backend.mechanism = "none"
+    assert "UNPROTECTED" in run(capsys, "--socket", socket, "status")[1]
+
+
+def test_status_of_a_node_that_knows_nothing_yet(capsys, socket, backend, monkeypatch):
+    whole = backend.status()
+    empty = {
+        **whole,
+        "network": None,
+        "roster": None,
+        "run": None,
+        "sharing": False,
+        "contributing": {"yes": False, "reason": ""},
+        "privacy": {"mechanism": None},
+    }
+    monkeypatch.setattr("p2pfed.admin.client.Client.get", lambda *_: empty)
+    code, out, _ = run(capsys, "--socket", socket, "status")
+    assert code == 0
+    assert "no roster yet: p2pfed join" in out
+    assert "not contributing: sharing is off; still receiving" in out
+
+
+def test_the_private_socket_is_joined_on_the_client_side(capsys, folder, backend):
+    import http.server
+    import socketserver
+    import threading
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            answer = {
+                "/v1/metrics": {"metrics": [{"round": 3, "values": {"accuracy": 0.8734}}]},
+                "/v1/ledger": LEDGER,
+            }
+            body = json.dumps(answer[self.path]).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def address_string(self):
+            return "unix"
+
+        def log_message(self, *_):
+            pass
+
+    with (
+        fakes.daemon(backend, folder / "admin.sock"),
+        socketserver.UnixStreamServer(str(folder / "trainer.sock"), Handler) as private,
+    ):
+        thread = threading.Thread(target=private.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            arguments = ("--socket", folder / "admin.sock")
+            assert (
+                "private   accuracy 0.8734  after round 3   (stays"
+                in run(capsys, *arguments, "status")[1]
+            )
+            data = json.loads(run(capsys, *arguments, "status", "--json")[1])["data"]
+            assert data["private"]["ledger"] == LEDGER
+            assert "last entry  seq=2  kind=debit" in run(capsys, *arguments, "privacy")[1]
+        finally:
+            private.shutdown()
+            thread.join()
+
+
+def test_peers_is_a_table_and_one_peer_a_list_of_fields(capsys, socket):
+    code, out, _ = run(capsys, "--socket", socket, "peers")
+    assert code == 0
+    assert out.splitlines() == [
+        "NAME  STATE  ROUND  RTT    PATH    SENT    RECV    MODEL         SEEN  ROLES",
+        "Oslo  alive  42     31 ms  direct  420 MB  400 MB  abababababab  2 s   train,relay",
+    ]
+    assert "samples" in run(capsys, "--socket", socket, "peers", "Oslo")[1]
+    assert run(capsys, "--socket", socket, "peers", "a/b c")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "schema"),
+    [
+        ("status", "status"),
+        ("peers", "peers"),
+        ("peers Oslo", "peer"),
+        ("privacy", "privacy"),
+        ("version", "version"),
+        ("bootstrap list", "bootstrap"),
+        ("run list", "runs"),
+        ("share off", "share"),
+        ("leave", "leave"),
+        ("join", "join"),
+    ],
+)
+def test_json_is_one_envelope_with_a_schema(capsys, socket, command, schema):
+    code, out, err = run(capsys, "--socket", socket, *command.split(), "--json")
+    envelope = json.loads(out)
+    assert (code, err) == (0, "")
+    assert set(envelope) == {"schema", "ok", "data"}
+    assert envelope["schema"] == f"p2pfed.{schema}/1"
+    assert envelope["ok"] is True
+
+
+def test_actions_reach_the_daemon(capsys, socket, backend, folder):
+    (folder / "roster").write_text("the roster")
+    (folder / "peers.toml").write_text('version = 1\n[[peer]]\nname = "Oslo"\naddrs = ["/x"]\n')
+    assert run(capsys, "--socket", socket, "share", "off")[0] == 0
+    code, _, _ = run(
+        capsys, "--socket", socket, "join", "--roster", "roster", "--bootstrap", "peers.toml"
+    )
+    assert code == 0
+    assert run(capsys, "--socket", socket, "leave")[0] == 0
+    assert backend.asked == [
+        ("share", False),
+        ("join", (b"the roster", [{"version": 1, "peer": [{"name": "Oslo", "addrs": ["/x"]}]}])),
+        ("leave", None),
+    ]
+
+
+# --- events, wait ------------------------------------------------------------------------------
+
+
+def test_events_are_lines_and_can_be_chosen(capsys, socket, backend):
+    backend.lost_before = 2
+    backend.emit("peer.joined", name="Oslo")
+    backend.emit("round.started", round=4)
+    out = run(capsys, "--socket", socket, "events")[1]
+    assert out.splitlines() == [
+        "… 2 older events are no longer held",
+        "     3  2026-01-02T03:04:05Z  peer.joined  name=Oslo",
+        "     4  2026-01-02T03:04:05Z  round.started  round=4",
+    ]
+    out = run(capsys, "--socket", socket, "events", "--type", "round.*", "--since", "2", "--json")[
+        1
+    ]
+    assert [json.loads(line)["type"] for line in out.splitlines()] == ["round.started"]
+
+
+def test_wait_ends_when_all_conditions_hold(capsys, socket):
+    waiting = ("--socket", socket, "wait", "--for", "peers=1", "--for", "round=42")
+    assert run(capsys, *waiting)[0] == 0
+    code, _, err = run(capsys, *waiting, "--for", "round=43", "--timeout", "0.02s")
+    assert code == 6
+    assert "it stands at peers=1, round=42" in err
+
+
+def test_wait_waits_for_a_daemon_too(capsys, folder):
+    code, _, _ = run(
+        capsys, "--socket", folder / "a.sock", "wait", "--for", "peers=1", "--timeout", "0.02"
+    )
+    assert code == 3
+
+
+@pytest.mark.parametrize("what", [("--for", "model=3"), ("--for", "peers=x"), ()])
+def test_wait_refuses_what_it_does_not_know(capsys, socket, what):
+    assert run(capsys, "--socket", socket, "wait", *what)[0] == 2
+
+
+@pytest.mark.parametrize("timeout", ["soon", "-1s", "nan", "", "1e99"])
+def test_wait_refuses_a_timeout_that_is_no_time(capsys, socket, timeout):
+    assert (
+        run(capsys, "--socket", socket, "wait", "--for", "peers=1", f"--timeout={timeout}")[0] == 2
+    )
+
+
+# --- errors ------------------------------------------------------------------------------------
+
+
+def test_an_error_is_three_lines_on_standard_error(capsys, folder):
+    code, out, err = run(capsys, "--socket", folder / "a.sock", "peers")
+    assert (code, out) == (3, "")
+    assert len(err.splitlines()) == 3
+
+
+def test_with_json_an_error_is_an_envelope_too(capsys, socket):
+    code, out, err = run(capsys, "--socket", socket, "peers", "nobody", "--json")
+    assert code == 5
+    assert json.loads(out) == {
+        "schema": "p2pfed.error/1",
+        "ok": False,
+        "data": {
+            "title": "no peer nobody",
+            "detail": "",
+            "hint": "see: p2pfed peers",
+            "exit_code": 5,
+        },
+    }
+    assert err.splitlines()[0] == "no peer nobody"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["statsu"],
+        ["status", "--nope"],
+        ["share"],
+        ["share", "maybe"],
+        ["peers", "a", "b"],
+        ["steward"],
+        ["steward", "nope"],
+        ["config"],
+        ["--nope"],
+        ["events", "--since", "x"],
+        ["events", "--since", "-4"],
+        ["demo", "--nodes", "6"],
+        ["join", "--roster", "missing"],
+        ["--config", "missing.toml", "status"],
+    ],
+)
+def test_wrong_arguments_are_told_in_three_lines_or_less_and_exit_2(capsys, arguments):
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert 1 <= len(err.splitlines()) <= 3
+    assert "Traceback" not in err
+
+
+def test_a_mistyped_command_gets_a_suggestion(capsys):
+    assert "did you mean 'status'?" in run(capsys, "statsu")[2]
+
+
+def test_a_bug_is_a_short_message_unless_debugging(capsys, monkeypatch, socket):
+    monkeypatch.setattr("p2pfed.cli.observe._peer_row", lambda _: 1 / 0)
+    code, _, err = run(capsys, "--socket", socket, "peers")
+    assert code == 1
+    assert "ZeroDivisionError" in err and "P2PFED_DEBUG=1" in err and "Traceback" not in err
+    monkeypatch.setenv("P2PFED_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        main(["--socket", socket, "peers"])
+
+
+def test_every_command_explains_itself_and_client_commands_name_their_endpoint(capsys):
+    code, out, _ = run(capsys, "-h")
+    assert code == 0
+    for command in COMMANDS:
+        assert f"\n  {command} " in out
+        code, text, _ = run(capsys, command, "-h")
+        assert code == 0
+        assert text.startswith(f"usage: p2pfed {command}")
+    for command in (
+        "status",
+        "peers",
+        "privacy",
+        "events",
+        "wait",
+        "join",
+        "leave",
+        "share",
+        "version",
+        "run list",
+        "run accept",
+        "bootstrap list",
+    ):
+        assert "/v1/" in run(capsys, *command.split(), "-h")[1], command
+
+
+def test_no_command_prints_the_overview(capsys):
+    code, out, _ = run(capsys)
+    assert code == 2
+    assert "p2pfed COMMAND -h" in out
+
+
+# --- finding the socket ------------------------------------------------------------------------
+
+
+def test_the_socket_is_found_like_the_daemon_finds_it(capsys, socket, folder, monkeypatch):
+    assert run(capsys, "peers")[0] == 3  # nothing says where
+    config = folder / "p2pfed.toml"
+    config.write_text('[node]\nname = "x"\ndata_dir = "."\n')
+    assert run(capsys, "peers")[0] == 0  # ./p2pfed.toml
+    monkeypatch.chdir("/")
+    assert run(capsys, "peers", "-c", config)[0] == 0
+    assert run(capsys, "-c", config, "peers")[0] == 0
+    monkeypatch.setenv("P2PFED_CONFIG", str(config))
+    assert run(capsys, "peers")[0] == 0
+    monkeypatch.setenv("P2PFED_CONFIG", "")
+    monkeypatch.setenv("P2PFED_SOCKET", socket)
+    assert run(capsys, "peers")[0] == 0
+    assert run(capsys, "--socket", "/nowhere", "peers")[0] == 3  # the flag goes first
+    monkeypatch.delenv("P2PFED_SOCKET")
+    place = folder / ".config" / "p2pfed"
+    place.mkdir(parents=True)
+    (place / "p2pfed.toml").write_text(
+        f'[node]\nname = "x"\ndata_dir = "/x"\n[admin]\nsocket = "{socket}"\n'
+    )
+    assert run(capsys, "peers")[0] == 0
+    monkeypatch.setenv("P2PFED_ADMIN__SOCKET", "/nowhere")
+    assert run(capsys, "peers")[0] == 3
+
+
+def test_a_configuration_that_is_broken_is_named(capsys, folder):
+    (folder / "p2pfed.toml").write_text("[node\n")
+    code, _, err = run(capsys, "peers")
+    assert code == 2
+    assert "p2pfed.toml" in err
+    (folder / "p2pfed.toml").write_text('[node]\nname = "x"\n')
+    assert run(capsys, "peers")[0] == 2
+
+
+# --- real processes ----------------------------------------------------------------------------
+
+HEAVY = ("torch", "libp2p", "trio", "numpy", "pydantic", "rich", "click", "nacl", "starlette")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["status", "peers", "privacy", "events", "share off", "join"])
+def test_client_commands_load_nothing_heavy(socket, command):
+    source = (
+        "import sys\nfrom p2pfed.cli.main import main\ncode = main(sys.argv[1:])\n"
+        f"print(sorted(set({HEAVY}) & set(sys.modules)), file=sys.stderr)\nsys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", source, "--socket", socket, *command.split()],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
+    assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_following_ends_with_130_on_ctrl_c(socket, backend):
+    backend.emit("node.ready")
+    with process("--socket", socket, "events", "-f") as follower:
+        assert "node.ready" in follower.stdout.readline()
+        follower.send_signal(signal.SIGINT)
+        assert follower.wait(10) == 130
+        assert follower.stderr.read() == ""
+
+
+@pytest.mark.slow
+def test_a_broken_pipe_is_quiet(socket, backend):
+    for i in range(3000):
+        backend.emit("round.started", round=i)
+    with process("--socket", socket, "events") as reader:
+        reader.stdout.readline()
+        reader.stdout.close()
+        assert reader.wait(10) == 0
+        assert reader.stderr.read() == ""
+
+
+@pytest.mark.slow
+def test_a_terminal_without_unicode_still_gets_its_table(socket):
+    environment = {
+        **os.environ,
+        "PYTHONIOENCODING": "ascii",
+        "PYTHONPATH": str(Path(__file__).parent.parent),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "p2pfed", "--socket", socket, "status"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+        timeout=30,
+    )
+    assert "3.2 of 8 spent" in done.stdout
+
+
+@pytest.mark.slow
+def test_status_starts_within_four_times_a_bare_python(socket):
+    """Medians of 9 interleaved runs; about 2.3 is usual, so noise does not reach 4."""
+
+    def seconds(*arguments) -> float:
+        began = time.perf_counter()
+        subprocess.run(
+            [sys.executable, *arguments],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        )
+        return time.perf_counter() - began
+
+    pairs = [
+        (seconds("-c", "pass"), seconds("-m", "p2pfed", "--socket", socket, "status"))
+        for _ in range(9)
+    ]
+    bare, status = (sorted(times)[4] for times in zip(*pairs, strict=True))
+    assert status <= 4 * bare
