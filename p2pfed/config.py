@@ -4,8 +4,8 @@ Order of precedence: flag, then `P2PFED_SECTION__KEY` in the environment, then t
 default here. An unknown key is an error. The privacy budget can be raised only in the file: the
 environment and the admin socket cannot touch the section `[privacy]`.
 
-Paths are relative to the file that names them. `ledger` does not default into `data_dir`: a new data
-directory must not look like a new budget.
+Paths are relative to the file that names them. `ledger` does not default into `data_dir`: a new
+data directory must not look like a new budget.
 """
 
 from __future__ import annotations

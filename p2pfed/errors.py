@@ -5,12 +5,12 @@
     |- PolicyError            refused by policy or signature         -> exit 7
     |  |- FactRejected        a roster, run or delta does not verify -> drop it, keep what we hold
     |  `- StateInUse          another daemon owns this directory     -> exit 7, name its process
-    |- PeerError              one peer                               -> drop the peer, the node lives
-    |  |- PeerUnreachable     no answer within the deadline          -> back off, try again
+    |- PeerError              one peer                               -> drop the peer, the node
+    lives |  |- PeerUnreachable     no answer within the deadline          -> back off, try again
     |  `- RemoteProtocolError their bug or attack                    -> disconnect, count
     |- PrivacyError
-    |  |- BudgetExhausted     nothing was spent                      -> stop contributing, go on receiving
-    |  |- LedgerCorrupt       refuse every release                   -> a human is needed
+    |  |- BudgetExhausted     nothing was spent                      -> stop contributing, go on
+    receiving |  |- LedgerCorrupt       refuse every release                   -> a human is needed
     |  `- UpdateRejected      NaN, infinity or shape; nothing spent  -> skip the round
     |- TrainerError           the trainer died or timed out          -> restart with back-off
     `- AdminError             the admin socket said no

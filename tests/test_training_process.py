@@ -175,7 +175,7 @@ def test_a_trainer_says_what_it_is_releases_evaluates_and_stops(start):
     assert answer["event"] == "released"
     assert set(answer) == {
         "event", "round", "run_id", "payload", "mechanism", "spent_nano_rho", "spent_epsilon",
-        "releases", "ledger_head", "saturated",
+        "releases", "ledger_head", "saturated", "releases_left",
     }  # fmt: skip
     payload = (trainer.exchange / answer["payload"]).read_bytes()
     assert decode_payload(payload, num_parameters=31, max_released=16).indices.size > 0

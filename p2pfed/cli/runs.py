@@ -262,8 +262,8 @@ def _leaving(made: Run, leaving: dict[str, Any]) -> list[str]:
         protection = f"  protection      {made.mechanism}, of each {made.unit}"
         rate = (
             f"  privacy         at most ε {number(leaving['epsilon'])}, "
-            f"δ {number(leaving['delta'])} in all; ε {number(leaving['epsilon_per_round'])} of it"
-            " a round on average"
+            f"δ {number(leaving['delta'])} in all; one round alone: "
+            f"ε {number(leaving['epsilon_of_one_round'])}"
         )
     return [
         "what leaves the building:",

@@ -1,8 +1,9 @@
 """What the network is worth: every hospital's model alone, together and pooled, on the same tests.
 
-*Alone* and *pooled* use the task's own optimiser from the same first model for as many local steps as the run
-without privacy made, with the learning rate that does best on a validation fifth of the training patients, then
-once more on all of them. Pooling is done by the demo for comparison only: no node could do it.
+*Alone* and *pooled* use the task's own optimiser from the same first model for as many local steps
+as the run without privacy made, with the learning rate that does best on a validation fifth of the
+training patients, then once more on all of them. Pooling is done by the demo for comparison only:
+no node could do it.
 
 Accuracy on a hospital's own test set and on all hospitals' test sets together.
 """

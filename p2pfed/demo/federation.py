@@ -1,10 +1,10 @@
 """A network of real daemons in one folder: keys, rosters, run, configurations, processes, sockets.
 
-Everything is what a consortium would do, with the stewards' three keys at hand: found a roster, add members, sign
-by two of three, write a run file, accept it at every node through its admin socket.
+Everything is what a consortium would do, with the stewards' three keys at hand: found a roster, add
+members, sign by two of three, write a run file, accept it at every node through its admin socket.
 
-Invariant: whatever ends the demo, `stop_all` leaves no process behind: every daemon leads a process group, which
-is told to stop and then killed.
+Invariant: whatever ends the demo, `stop_all` leaves no process behind: every daemon leads a process
+group, which is told to stop and then killed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Who takes part in the demo, on what data, with which constants.
 
-Two casts: five hospitals on the Wisconsin breast cancer data (the default), or the four hospitals of the UCI
-heart disease data and a bootstrap-only node. The run constants are public choices, made on
-simulated federations of the same tasks; none is taken from a hospital's patients.
+Two casts: five hospitals on the Wisconsin breast cancer data (the default), or the four hospitals
+of the UCI heart disease data and a bootstrap-only node. The run constants are public choices, made
+on simulated federations of the same tasks; none is taken from a hospital's patients.
 """
 
 from __future__ import annotations

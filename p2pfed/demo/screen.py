@@ -1,7 +1,7 @@
 """What the demo shows while it runs: a live table on a terminal, plain lines elsewhere.
 
-Both say the same: events as they happen, and where every hospital is. Everything goes to standard error when
-standard output carries JSON.
+Both say the same: events as they happen, and where every hospital is. Everything goes to standard
+error when standard output carries JSON.
 """
 
 from __future__ import annotations
@@ -86,14 +86,14 @@ def _state_table(statuses: Mapping[str, dict[str, Any] | None]) -> Table:
         table.add_column(column, justify="right" if right else "left")
     for name, status in statuses.items():
         if status is None:
-            table.add_row(name, "–", "down", *["–"] * 5)
+            table.add_row(name, "-", "down", *["-"] * 5)
             continue
         run, spent = status["run"], status["privacy"]
         table.add_row(
             name,
-            f"{run['round']}/{run['rounds']}" if run else "–",
+            f"{run['round']}/{run['rounds']}" if run else "-",
             run["phase"] if run else "not joined",
-            run["model_hash"][:12] if run else "–",
+            run["model_hash"][:12] if run else "-",
             str(status["peers"]["alive"]),
             f"{spent['spent_epsilon']:.2f}",
             str(spent["releases"]),

@@ -1,10 +1,10 @@
 """The demo's story, with real daemons: train, survive a kill, take in a late joiner, let one go.
 
-Two networks run one after the other: with the privacy gate, where all the story happens, and without privacy, for
-comparison. At the end the models are compared with training alone and pooled.
+Two networks run one after the other: with the privacy gate, where all the story happens, and
+without privacy, for comparison. At the end the models are compared with training alone and pooled.
 
-The exit code is 0 only if all present nodes end on one model hash, the killed node came back and contributed
-again, and the late joiner contributed.
+The exit code is 0 only if all present nodes end on one model hash, the killed node came back and
+contributed again, and the late joiner contributed.
 """
 
 from __future__ import annotations

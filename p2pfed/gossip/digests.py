@@ -1,7 +1,7 @@
 """Digests of the delta set: one per round, joined into a binary tree over rounds.
 
-Two peers compare digests of ranges, from large to small, until they find the rounds in which they differ: O(log
-rounds) messages of a few hundred bytes, whatever the length of the run.
+Two peers compare digests of ranges, from large to small, until they find the rounds in which they
+differ: O(log rounds) messages of a few hundred bytes, whatever the length of the run.
 
 Invariant: equal sets give equal digests, unequal sets unequal ones (BLAKE2b, 128 bits; a deliberate
 collision would take 2**64 signed deltas). An empty range has the digest of zeros. A late delta

@@ -1,7 +1,7 @@
 """What comes into the core (events) and what goes out of it (effects); plain frozen values.
 
-The shell performs effects in the order given. `StoreDelta` of the node's own delta comes before the first
-message that names it, so that after a crash the same bytes are sent again and never others.
+The shell performs effects in the order given. `StoreDelta` of the node's own delta comes before the
+first message that names it, so that after a crash the same bytes are sent again and never others.
 """
 
 from __future__ import annotations

@@ -2,14 +2,15 @@
 
 Invariants
 * The set of deltas only grows and is never closed; a delta of any age counts.
-* A delta weighs what the roster version that it names says about its origin, for ever. A delta whose
-  roster is not held yet waits (weight unknown), and counts as soon as the roster arrives.
+* A delta weighs what the roster version that it names says about its origin, for ever. A delta
+  whose roster is not held yet waits (weight unknown), and counts as soon as the roster arrives.
 * Revocation (of the newest roster) takes a member's deltas out from its `from_round` on; a proof of
-  equivocation takes its origin out from the proven round on. Both work by leaving out, so they are exact.
+  equivocation takes its origin out from the proven round on. Both work by leaving out, so they are
+  exact.
 * `chain(r)` is a hash over exactly what is folded before round r: equal chains mean equal models.
 
-A joiner that took over a checkpoint believes its chain for the rounds before it (`adopt`) until its own archive
-of those rounds is complete (`archive_complete`).
+A joiner that took over a checkpoint believes its chain for the rounds before it (`adopt`) until its
+own archive of those rounds is complete (`archive_complete`).
 """
 
 from __future__ import annotations

@@ -1,22 +1,22 @@
-"""The fold: model = genesis, then for each round the weighted mean of its deltas, then an outer step.
+"""The fold: genesis, then for each round the weighted mean of its deltas and an outer step.
 
-Invariant: the result is a function of the set of (payload, weight) of each round, bit for bit, on every
-machine and in whatever order the deltas are given. Why that holds:
+Invariant: the result is a function of the set of (payload, weight) of each round, bit for bit, on
+every machine and in whatever order the deltas are given. Why that holds:
 
 * the weighted sum is a sum of integers. |q| <= 2**15, weights are below 2**20 + 1 (the roster's
   limit) and a round has at most 2**10 deltas, so |sum| <= 2**45: no int64 overflow, and its
   conversion to float64 is exact;
-* the outer step uses only + - * / and sqrt on float64, elementwise, in one fixed order. IEEE 754-2019
-  (section 5.4.1) rounds each of them correctly, so no library, vector width or fused operation may change a
-  bit; there is no BLAS, no `pow`, no reduction over floats. beta**t is a running product that is
-  part of the state;
+* the outer step uses only + - * / and sqrt on float64, elementwise, in one fixed order. IEEE
+  754-2019 (section 5.4.1) rounds each of them correctly, so no library, vector width or fused
+  operation may change a bit; there is no BLAS, no `pow`, no reduction over floats. beta**t is a
+  running product that is part of the state;
 * the result is rounded to the run's grid (half to even) and kept as int32.
 
 Source: FedAvg and FedAdam are Algorithm 2 of Reddi et al. 2021 (arXiv:2003.00295) without a server;
 FedAdam here has Adam's bias correction (Kingma and Ba 2015, arXiv:1412.6980, Algorithm 1).
 
-State passes through memory once per round, in chunks. Which deltas count is decided in `facts`, clipping in
-`robust`; reading payloads and writing checkpoints is the caller's.
+State passes through memory once per round, in chunks. Which deltas count is decided in `facts`,
+clipping in `robust`; reading payloads and writing checkpoints is the caller's.
 """
 
 from __future__ import annotations

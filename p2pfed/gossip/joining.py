@@ -1,12 +1,12 @@
 """Which checkpoint a joiner may believe.
 
-A joiner asks its peers which checkpoints they hold, and takes the newest that is vouched for, in every bit,
-by the one it fetches from and at least two others, or by all where there are fewer. What it believes is
-replaced by its own fold once its archive is complete (`RunFacts.archive_complete`). Without such a
-checkpoint it folds from the genesis, which is always right and only slower.
+A joiner asks its peers which checkpoints they hold, and takes the newest that is vouched for, in
+every bit, by the one it fetches from and at least two others, or by all where there are fewer. What
+it believes is replaced by its own fold once its archive is complete (`RunFacts.archive_complete`).
+Without such a checkpoint it folds from the genesis, which is always right and only slower.
 
-Checkpoints lie at rounds divisible by growing powers of two, so that peers a few rounds apart hold the
-same ones, at ages 1, 2, 4, 8, ... rounds.
+Checkpoints lie at rounds divisible by growing powers of two, so that peers a few rounds apart hold
+the same ones, at ages 1, 2, 4, 8, ... rounds.
 """
 
 from __future__ import annotations
@@ -36,8 +36,11 @@ def kept_rounds(newest: int, every: int) -> frozenset[int]:
 
 
 def checkpoint_interval(num_parameters: int) -> int:
-    """Rounds between checkpoints: each one for small models, rarer as writing 20 bytes a parameter
-    begins to cost more than replaying; the same number on every node, so that they hold the same."""
+    """Rounds between checkpoints, the same on every node, so that they hold the same ones.
+
+    Every round for small models; rarer as writing 20 bytes a parameter begins to cost more than
+    replaying a few rounds.
+    """
     return max(1, num_parameters >> 20)
 
 

@@ -1,12 +1,12 @@
 """Who is there: alive, suspect, away, left, revoked.
 
-*Left is not failed*: a peer that said goodbye is neither waited for nor dialled; a peer that fell silent
-is suspect after `suspect_after` seconds, away after `away_after`, and dialled for ever.
-Invariant: any message of a member makes it alive again; only the roster makes it a member or revokes
-it. Beats are answered by Acks, which give the round-trip time.
+*Left is not failed*: a peer that said goodbye is neither waited for nor dialled; a peer that fell
+silent is suspect after `suspect_after` seconds, away after `away_after`, and dialled for ever.
+Invariant: any message of a member makes it alive again; only the roster makes it a member or
+revokes it. Beats are answered by Acks, which give the round-trip time.
 
-Source: suspicion before verdict as in SWIM (Das, Gupta, Motivala 2002, section 4.2). Every member is
-watched directly here; indirect probes and local health belong to a later, larger membership.
+Source: suspicion before verdict as in SWIM (Das, Gupta, Motivala 2002, section 4.2). Every member
+is watched directly here; indirect probes and local health belong to a later, larger membership.
 """
 
 from __future__ import annotations

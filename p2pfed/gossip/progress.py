@@ -6,9 +6,10 @@
     GATHERING  training (if this node contributes) and collecting the others' deltas
     FINISHED   all rounds are done; late deltas are still folded in
 
-Invariants: nothing here waits for one particular peer; at most one `Train` is outstanding, and none is asked
-for a round in which this node has a delta already; training starts are `min_round_interval_s` apart.
-When rounds start and end is decided by the pure functions of `rounds`.
+Invariants: nothing here waits for one particular peer; at most one `Train` is outstanding, and none
+is asked for a round in which this node has a delta already; training starts are
+`min_round_interval_s` apart. When rounds start and end is decided by the pure functions of
+`rounds`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Presence:
-    """Who is there, as membership sees it; this node is part of `alive`, and of `contributing` if it is.
+    """Who is there, as membership sees it; this node included.
 
     Attributes:
         alive: Present members.
@@ -242,7 +243,7 @@ class Progress:
         if self.training is not None or member is None or self.folded is None:
             return []
         if self._last_asked >= self.round:
-            return []  # asked once; a trainer that fails again and again must not spend again and again
+            return []  # a trainer that fails again and again must not spend again and again
         if (
             self.folded.round != self.round
             or self.facts.header(self.round, self._own_id) is not None

@@ -1,9 +1,9 @@
 """Replay: bring the model to a round from the newest state that stands for the right facts.
 
-A state at round r may be continued if its chain equals the plan's chain for r: then it folded exactly what the
-plan counts before r. A late delta, a revocation or a proof changes the chains from its round on, so that
-newer states stop matching and the replay starts from an older checkpoint, at worst from the genesis. Nobody
-has to remember what is dirty.
+A state at round r may be continued if its chain equals the plan's chain for r: then it folded
+exactly what the plan counts before r. A late delta, a revocation or a proof changes the chains from
+its round on, so that newer states stop matching and the replay starts from an older checkpoint, at
+worst from the genesis. Nobody has to remember what is dirty.
 
 Pure except for the two protocols: where payloads come from and where checkpoints are kept.
 """

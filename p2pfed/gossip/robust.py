@@ -1,9 +1,9 @@
 """Robust rule over the set: clip every delta to the median norm of its round.
 
-One member's push is bounded by the typical one's, whatever it sends. Deterministic: norms come from exact
-integer sums of squares and one correctly rounded square root; a clipped value is floor(q * a / 2**30)
-with an integer a. Measured with 3 of 16 members sending -4 times their update: accuracy .87 instead of
-.31. Centred clipping and NNM are other rules over the same set; they are not here.
+One member's push is bounded by the typical one's, whatever it sends. Deterministic: norms come from
+exact integer sums of squares and one correctly rounded square root; a clipped value is floor(q * a
+/ 2**30) with an integer a. Measured with 3 of 16 members sending -4 times their update: accuracy
+.87 instead of .31. Centred clipping and NNM are other rules over the same set; they are not here.
 
 Source: norm clipping as in Sun et al. 2019 (arXiv:1911.07963, section 3.2), with the median norm as
 public bound.

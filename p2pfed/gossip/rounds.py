@@ -1,16 +1,17 @@
 """When a round starts and ends: no barrier, nobody waits longer than the deadline.
 
-Pure functions over weights; the state is in `core`. Weights are public sample counts of the newest roster.
+Pure functions over weights; the state is in `core`. Weights are public sample counts of the newest
+roster.
 
-* A round starts when at least `min_live` of the weight that has not left is alive: a node alone with
-  the network cut off does not burn its budget on rounds of its own.
-* It ends when deltas of `quorum` of the *live contributing* weight are in, or at the deadline, and not
-  before `min_round_interval_s`.
-* A node behind the others jumps to round r only when members with more than a third of the weight hold
-  deltas of rounds >= r: no single member can drag the others along.
+* A round starts when at least `min_live` of the weight that has not left is alive: a node alone
+  with the network cut off does not burn its budget on rounds of its own.
+* It ends when deltas of `quorum` of the *live contributing* weight are in, or at the deadline, and
+  not before `min_round_interval_s`.
+* A node behind the others jumps to round r only when members with more than a third of the weight
+  hold deltas of rounds >= r: no single member can drag the others along.
 
-Source: the quorum and the harmlessness of lateness were measured (one round late costs 0 to 2 points of
-accuracy); the third is the usual bound of Byzantine members.
+Source: the quorum and the harmlessness of lateness were measured (one round late costs 0 to 2
+points of accuracy); the third is the usual bound of Byzantine members.
 """
 
 from __future__ import annotations

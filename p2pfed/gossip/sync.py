@@ -1,14 +1,15 @@
 """Anti-entropy: find out in which facts two peers differ, and ask for what is missing only.
 
-A peer shows digests of ranges of rounds (`Digest`); where they differ the other shows the parts, down to one
-round, whose names it lists (`Have`); who lacks a name asks for it (`Want`) and gets the fact (`Facts`). A
-new delta is announced by name at once. Rosters and proofs ("documents") are listed by name likewise.
+A peer shows digests of ranges of rounds (`Digest`); where they differ the other shows the parts,
+down to one round, whose names it lists (`Have`); who lacks a name asks for it (`Want`) and gets the
+fact (`Facts`). A new delta is announced by name at once. Rosters and proofs ("documents") are
+listed by name likewise.
 
-Invariants: a payload travels only as an answer to a `Want`; a fact is asked of one peer at a time (again
-after `PATIENCE` seconds); answering costs no more than the question lists.
+Invariants: a payload travels only as an answer to a `Want`; a fact is asked of one peer at a time
+(again after `PATIENCE` seconds); answering costs no more than the question lists.
 
-Source: push-pull anti-entropy (Demers et al. 1987, section 1.3), with range digests in place of checksums
-of the whole.
+Source: push-pull anti-entropy (Demers et al. 1987, section 1.3), with range digests in place of
+checksums of the whole.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Bootstrap lists: addresses plus identities of the peers that a node asks first.
 
-A list grants no membership and is not signed: whom it names is checked by the handshake, who may join by
-the roster. So an address without `/p2p/ID` is refused, and a forged list can only waste time.
+A list grants no membership and is not signed: whom it names is checked by the handshake, who may
+join by the roster. So an address without `/p2p/ID` is refused, and a forged list can only waste
+time.
 """
 
 from __future__ import annotations

@@ -33,13 +33,14 @@ def public_key_of(peer_id: str) -> bytes:
     """The Ed25519 public key (32 bytes) inside a peer id.
 
     Raises:
-        FactRejected: The text is not the peer id of an Ed25519 key.
+        FactRejected: The text is not the peer id of an Ed25519 key, in its one spelling (base58
+            decoders skip blanks at the end: one key would have many names).
     """
     try:
         raw = base58.b58decode(peer_id) if len(peer_id) <= 64 else b""
     except ValueError:
         raw = b""
-    if len(raw) != 38 or raw[:6] != _PEER_ID_PREFIX:
+    if len(raw) != 38 or raw[:6] != _PEER_ID_PREFIX or peer_id_of(raw[6:]) != peer_id:
         raise FactRejected(
             f"{peer_id[:80]!r} is not a peer id",
             "a node is named by the libp2p id of an Ed25519 key (12D3Koo…)",

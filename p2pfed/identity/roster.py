@@ -122,7 +122,9 @@ class Roster:
         fields.done()
         roster._check()
         if roster.version == 1:
-            return replace(roster, network_id=roster.hash, hash=roster.hash)
+            if roster.network_id != ZERO:
+                raise FactRejected("the first roster names a network", "its own hash is the network")
+            return replace(roster, network_id=roster.hash)
         return roster
 
     def encode(self) -> bytes:
@@ -158,7 +160,13 @@ class Roster:
         names = [m.name for m in self.members]
         peers = [m.peer_id for m in self.members]
         keys = [s.key for s in self.stewards]
-        for what, values in (("member name", names), ("peer id", peers), ("steward key", keys)):
+        stewards = [s.name for s in self.stewards]
+        for what, values in (
+            ("member name", names),
+            ("peer id", peers),
+            ("steward key", keys),
+            ("steward name", stewards),
+        ):
             if len(set(values)) != len(values):
                 raise FactRejected(f"a {what} stands twice in the roster")
         if self.threshold > len(self.stewards):

@@ -10,6 +10,7 @@ A hospital accepts a run by name after it was shown `leaving`: what will leave t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -27,8 +28,11 @@ UNITS = ("patient", "none")
 ROBUST = ("clip-median", "none")
 OUTERS = ("fedavg", "fedadam")
 MAX_PARAMETERS = 1 << 30
-_INDEX_AND_VALUE_BYTES = 4  # 16-bit gap and int16 value, see wire/payload.py
+MAX_DELTA_BYTES = 16 << 20  # of one frame, see wire/codec.py
+MIN_EPSILON = 1e-12  # keeps the root of fedadam away from 0
 _HEAD_BYTES = 400  # header, signature and framing of one delta, see wire/delta.py
+_ENTRY_BYTES = 4  # 16-bit gap and int16 value, see wire/payload.py
+_LONGEST_GAP = 0xFFFF  # each one that is passed over costs an entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +200,19 @@ class Run:
             raise FactRejected("a private run needs epsilon > 0 and delta > 0")
         if self.mechanism == "svt" and not 0 < self.select_share < 1:
             raise FactRejected("svt needs 0 < select_share < 1", "selection and values both cost")
+        outer = self.outer
+        stable = outer.beta1 < 1 and outer.beta2 < 1 and outer.epsilon >= MIN_EPSILON
+        if outer.name == "fedadam" and not stable:
+            raise FactRejected(
+                f"fedadam needs beta1 < 1, beta2 < 1 and epsilon >= {MIN_EPSILON}",
+                "it would divide by zero, and hospitals would no longer hold the same model",
+            )
+        if self.bytes_per_round > MAX_DELTA_BYTES:
+            raise FactRejected(
+                f"a delta of this run may have {self.bytes_per_round} bytes",
+                f"at most {MAX_DELTA_BYTES} fit into one message",
+                "release fewer coordinates a round, or choose a smaller model",
+            )
 
     @property
     def max_released(self) -> int:
@@ -208,22 +225,28 @@ class Run:
             return self.num_parameters
         return max(1, -int(-self.num_parameters * self.top_fraction // 1))
 
+    @property
+    def bytes_per_round(self) -> int:
+        """The most bytes that one delta can have, with its header, signature and framing."""
+        entries = self.max_released + self.num_parameters // _LONGEST_GAP
+        return _HEAD_BYTES + _ENTRY_BYTES * entries
+
     def leaving(self, roster: Roster) -> dict[str, Any]:
         """What will leave the building if this run is accepted, for people to read.
 
         Returns:
-            bytes_per_round (most), epsilon (whole run), delta, mechanism, unit, rounds and the
-            names of all members, who receive every delta.
+            bytes_per_round (most), epsilon (whole run), epsilon_of_one_round, delta, mechanism,
+            unit, rounds and the names of all members, who receive every delta.
         """
         return {
-            "bytes_per_round": _HEAD_BYTES + _INDEX_AND_VALUE_BYTES * self.max_released,
+            "bytes_per_round": self.bytes_per_round,
             "coordinates_per_round": self.max_released,
             "num_parameters": self.num_parameters,
             "rounds": self.rounds,
             "mechanism": self.mechanism,
             "unit": self.unit,
             "epsilon": float(self.epsilon),
-            "epsilon_per_round": float(self.epsilon) / self.rounds,
+            "epsilon_of_one_round": _epsilon_of_one_round(self),
             "delta": float(self.delta),
             "receivers": [m.name for m in roster.members],
         }
@@ -245,11 +268,25 @@ def check_signed_run(signed: bytes, roster: Roster) -> Run:
     known = {s.key for s in roster.stewards}
     if len(known & document.signers(RUN)) < roster.threshold:
         raise FactRejected(
-            f"run {run.name!r} is not signed by {roster.threshold} stewards of roster v{roster.version}",
+            f"run {run.name!r} is not signed by {roster.threshold} stewards of the roster",
             "anyone could have written it",
             "ask the stewards to sign it: p2pfed run sign FILE",
         )
     return run
+
+
+def _epsilon_of_one_round(run: Run) -> float:
+    """What one round alone costs at the run's delta.
+
+    The rounds share the run's zCDP equally, rho = (sqrt(epsilon + L) - sqrt(L))**2 / rounds with
+    L = ln(1/delta), and epsilon = rho + 2 sqrt(rho L) (Bun and Steinke 2016, Proposition 1.3): more
+    than epsilon / rounds, because composition is cheaper than its parts.
+    """
+    if not run.delta:
+        return 0.0
+    log = -math.log(run.delta)
+    rho = (math.sqrt(float(run.epsilon) + log) - math.sqrt(log)) ** 2 / run.rounds
+    return rho + 2 * math.sqrt(rho * log)
 
 
 def _decimal(value: Fraction) -> str:

@@ -1,8 +1,9 @@
 """Model states on disk: one safetensors file for each kept round.
 
-Invariants: a file is whole or absent; its bytes are a function of the state and its chain, so that equal
-states have equal digests on all nodes and a joiner can compare them. A file that does not match its name,
-its shape or its metadata is ignored and deleted, never trusted: the fold makes it again.
+Invariants: a file is whole or absent; its bytes are a function of the state and its chain, so that
+equal states have equal digests on all nodes and a joiner can compare them. A file that does not
+match its name, its shape or its metadata is ignored and deleted, never trusted: the fold makes it
+again.
 """
 
 from __future__ import annotations

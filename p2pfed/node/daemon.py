@@ -1,8 +1,9 @@
 """The composition root of the node: one lock, one nursery, everything wired once.
 
-Order of the start: lock, key, rosters and store, admin socket, peers, trainer, run. Order of the end, on SIGINT or
-SIGTERM: say goodbye to the peers, stop the trainer, close. After SIGKILL the next start goes on from
-the store. An error of ours is told as one `P2PFedError`; a bug ends the daemon loudly.
+Order of the start: lock, key, rosters and store, admin socket, peers, trainer, run. Order of the
+end, on SIGINT or SIGTERM: say goodbye to the peers, stop the trainer, close. After SIGKILL the next
+start goes on from the store. An error of ours is told as one `P2PFedError`; a bug ends the daemon
+loudly.
 """
 
 from __future__ import annotations
@@ -171,10 +172,7 @@ def _believed_rosters(settings: Settings, directory: DataDirectory) -> RosterBoo
 
 
 def _read_bootstrap(settings: Settings) -> list[BootstrapList]:
-    lists = []
-    for path in settings.network.bootstrap:
-        lists.append(BootstrapList.parse(_text(path), str(path)))
-    return lists
+    return [BootstrapList.parse(_text(path), str(path)) for path in settings.network.bootstrap]
 
 
 def _text(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The data directory: one daemon at a time; rosters and accepted runs as files; durable small writes.
+"""The data directory: one daemon at a time, signed documents as files, durable small writes.
 
     node.key               the node's identity, 0600 (made by `p2pfed init`)
     rosters/               every believed roster, exact signed bytes, named by version and hash
@@ -8,7 +8,8 @@
     store.db               deltas, proofs, events
     lock                   held by the living daemon, names its process
 
-Invariant: a file appears under its name whole or not at all (write aside, fsync, rename, fsync folder).
+Invariant: a file appears under its name whole or not at all (write aside, fsync, rename, fsync
+folder).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The event log: numbered, kept across restarts, followed by the admin socket.
 
-Numbers only grow, also across restarts; what is older than the last ten thousand is dropped, and a reader who
-asks for it is told how many are lost. Events hold names, rounds, counts and hashes of public things only.
+Numbers only grow, also across restarts; what is older than the last ten thousand is dropped, and a
+reader who asks for it is told how many are lost. Events hold names, rounds, counts and hashes of
+public things only.
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ class RosterGate:
     def consider_roster(self, peer: str, signed: bytes) -> bool:
         """Believe a roster if it verifies; whether the peer is a member then.
 
-        A node that holds no roster yet learns none from strangers: the first comes from its operator.
+        A node that holds no roster yet learns none from strangers: the first comes from its
+        operator.
         """
         if self.shell is None or not self.shell.present or self.shell.core.book.current is None:
             return False

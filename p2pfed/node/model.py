@@ -1,7 +1,7 @@
-"""The model of the current run: the fold, performed in a worker thread, and the view for the trainer.
+"""The model of the current run: the fold in a worker thread, and the view for the trainer.
 
-Folding is never done in the event loop. One fold runs at a time (the core sees to that); the state in memory
-belongs to it.
+Folding is never done in the event loop. One fold runs at a time (the core sees to that); the state
+in memory belongs to it.
 """
 
 from __future__ import annotations

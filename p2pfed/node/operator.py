@@ -1,22 +1,19 @@
-"""What the operator sees and may do through the admin socket; the node's side of it.
+"""What the operator may do through the admin socket; the node's side of it.
 
-Reads are snapshots of the core, the network's counters and what the trainer *released*; nothing private passes
-here, because this process has nothing private. Writes are join, leave, share, accepting a run and
-handing over a roster; none of them can raise a budget.
+Join, leave, share, accept a run, hand over a roster; none of them can raise a budget. What the
+operator sees is in `view`.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from p2pfed import __version__
 from p2pfed.config import Settings
-from p2pfed.errors import FactRejected, NotFound, PolicyError
+from p2pfed.errors import FactRejected, PolicyError
 from p2pfed.gossip.events import (
     JoinNetwork,
     LeaveNetwork,
@@ -24,15 +21,13 @@ from p2pfed.gossip.events import (
     SetSharing,
     TrainerChanged,
 )
-from p2pfed.gossip.membership import Peer, State
-from p2pfed.gossip.progress import Phase
 from p2pfed.identity.bootstrap import BootstrapList
-from p2pfed.identity.roster import Roster
 from p2pfed.identity.run import Run, check_signed_run
 from p2pfed.node.checkpoints import DiskCheckpoints
 from p2pfed.node.directory import DataDirectory, file_digest, write_durably
 from p2pfed.node.model import Model
 from p2pfed.node.shell import Shell
+from p2pfed.node.view import View
 
 __all__ = ["Operator"]
 
@@ -42,7 +37,7 @@ GENESIS_RETRY = 1.0  # seconds between rounds of asking the peers for the genesi
 _HEADER_ROOM = 1 << 20  # a safetensors header may be as long
 
 
-class Operator:
+class Operator(View):
     """See the module docstring; implements the admin room's `AdminBackend`.
 
     Args:
@@ -59,12 +54,8 @@ class Operator:
         directory: DataDirectory,
         bootstrap: list[BootstrapList],
     ) -> None:
-        self._settings = settings
-        self._shell = shell
-        self._core = shell.core
+        super().__init__(settings, shell, bootstrap)
         self._directory = directory
-        self._bootstrap = bootstrap
-        self._started = trio.current_time()
         self._task_id = ""
         self._run_scope: trio.CancelScope | None = None
 
@@ -134,194 +125,6 @@ class Operator:
             elif self._core.verdict == text:
                 self._core.verdict = ""
 
-    # --- reading -------------------------------------------------------------------------------
-
-    def status(self) -> dict[str, Any]:
-        """What `p2pfed status` shows."""
-        core, shell = self._core, self._shell
-        roster, why_not = core.book.current, core.why_not_contributing()
-        totals = shell.network.totals()
-        states = [p.state for p in core.membership.peers.values()]
-        return {
-            "name": self._settings.node.name,
-            "peer_id": core.own_id,
-            "version": __version__,
-            "pid": os.getpid(),
-            "uptime_s": round(trio.current_time() - self._started, 1),
-            "addresses": list(core.addresses),
-            "network": {
-                "name": roster.network if roster is not None else "",
-                "id": (core.book.network_id or b"").hex(),
-            },
-            "present": shell.present,
-            "roster": self._roster_line(roster),
-            "run": self._run_line(),
-            "sharing": core.sharing,
-            "contributing": {"yes": not why_not, "reason": why_not},
-            "privacy": self.privacy(),
-            "peers": {s.value: states.count(s) for s in State},
-            "traffic": {"sent_bytes": totals.bytes_sent, "received_bytes": totals.bytes_received},
-            "trainer": self._trainer_line(),
-            "health": self._health(),
-        }
-
-    def _roster_line(self, roster: Roster | None) -> dict[str, Any] | None:
-        if roster is None:
-            return None
-        return {
-            "version": roster.version,
-            "hash": roster.hash.hex(),
-            "expires": roster.expires.strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "expired": roster.is_expired(self._shell.wall()),
-            "threshold": roster.threshold,
-            "stewards": len(roster.stewards),
-            "members": len(roster.members),
-        }
-
-    def _run_line(self) -> dict[str, Any] | None:
-        progress, run = self._core.progress, self._shell.run
-        if progress is None or run is None:
-            return None
-        folded = progress.folded
-        return {
-            "id": run.run_id.hex(),
-            "name": run.name,
-            "task": run.task,
-            "mechanism": run.mechanism,
-            "unit": run.unit,
-            "round": progress.round,
-            "rounds": run.rounds,
-            "phase": progress.phase.value,
-            "model_hash": folded.model_hash.hex() if folded is not None else "",
-            "model_round": folded.round if folded is not None else 0,
-            "deltas": progress.facts.num_deltas,
-            "own_deltas": progress.facts.num_of(self._core.own_id),
-        }
-
-    def _trainer_line(self) -> dict[str, Any]:
-        trainer = self._shell.trainer
-        if trainer is None:
-            return {"state": "none", "restarts": 0, "pid": None}
-        return {"state": trainer.state, "restarts": trainer.restarts, "pid": trainer.pid}
-
-    def _health(self) -> list[str]:
-        lines = []
-        roster, run, trainer = self._core.book.current, self._shell.run, self._shell.trainer
-        if roster is None:
-            lines.append("no roster is held; run: p2pfed join --roster FILE --bootstrap FILE")
-        elif roster.is_expired(self._shell.wall()):
-            lines.append(f"roster v{roster.version} has expired: receiving, releasing nothing")
-        if not self._shell.present:
-            lines.append("this node has left the network; run: p2pfed join")
-        if trainer is not None and trainer.problem:
-            lines.append(f"trainer: {trainer.problem}")
-        if self._core.progress is not None and self._core.progress.phase is Phase.WAITING:
-            alive, whole = self._core.weight_alive()
-            lines.append(f"waiting for peers: {alive} of {whole} patients' weight is present")
-        for peer in self._core.membership.peers.values():
-            beat = peer.beat
-            if run is not None and beat is not None and beat.run_id not in {b"", run.run_id}:
-                lines.append(f"{peer.name} takes part in another run")
-            if run is not None and beat is not None and beat.task_id not in {b"", run.task_id}:
-                lines.append(f"{peer.name} has another version of the task installed")
-        return lines
-
-    def peers(self) -> list[dict[str, Any]]:
-        """All members, with what this node has seen of them."""
-        return [self._peer_line(p) for p in self._core.membership.peers.values()]
-
-    def _peer_line(self, peer: Peer) -> dict[str, Any]:
-        roster = self._core.book.current
-        member = roster.member(peer.peer_id) if roster is not None else None
-        stats = self._shell.network.stats(peer.peer_id)
-        silence = trio.current_time() - peer.last_heard
-        beat = peer.beat
-        return {
-            "name": peer.name,
-            "peer_id": peer.peer_id,
-            "state": peer.state.value,
-            "round": beat.round if beat is not None else None,
-            "rtt_ms": None if peer.rtt is None else round(1000 * peer.rtt, 1),
-            "path": "direct" if peer.connected else None,
-            "sent_bytes": stats.bytes_sent,
-            "received_bytes": stats.bytes_received,
-            "model_hash": beat.model_hash.hex() if beat is not None else "",
-            "model_round": beat.model_round if beat is not None else None,
-            "contributes": beat.contributes if beat is not None else None,
-            "seen_s": None if peer.last_heard == float("-inf") else round(silence, 1),
-            "roles": list(member.roles) if member is not None else [],
-            "samples": member.samples if member is not None else 0,
-            "addresses": list(peer.addresses),
-        }
-
-    def peer(self, peer: str) -> dict[str, Any]:
-        """One member by peer id, by a unique beginning of it, or by name."""
-        found = [
-            p
-            for p in self._core.membership.peers.values()
-            if peer in {p.peer_id, p.name} or (len(peer) >= 4 and p.peer_id.startswith(peer))
-        ]
-        if len(found) != 1:
-            raise NotFound(
-                f"{'no' if not found else 'more than one'} peer is called {peer!r:.80}",
-                "",
-                "run: p2pfed peers   (it lists all of them)",
-            )
-        return self._peer_line(found[0])
-
-    def privacy(self) -> dict[str, Any]:
-        """Mechanism, ceiling and what was spent, as far as it was released."""
-        run, spent = self._shell.run, self._shell.spent
-        left = spent.get("releases_left")
-        progress = self._core.progress
-        forecast = None
-        if left is not None and progress is not None and run is not None:
-            forecast = min(run.rounds, progress.round + int(left) + 1)
-        return {
-            "mechanism": run.mechanism if run is not None else None,
-            "unit": run.unit if run is not None else None,
-            "epsilon": float(self._settings.privacy.epsilon),
-            "delta": float(self._settings.privacy.delta),
-            "run_epsilon": float(run.epsilon) if run is not None else None,
-            "spent_epsilon": spent.get("spent_epsilon", 0.0),
-            "releases": spent.get("releases", 0),
-            "forecast_round": forecast,
-        }
-
-    def roster(self) -> dict[str, Any]:
-        """The roster in force."""
-        roster = self._core.book.current
-        if roster is None:
-            raise NotFound("no roster is held", "", "run: p2pfed join --roster FILE")
-        signed = self._core.book.signed(roster.hash) or b""
-        return {
-            **(self._roster_line(roster) or {}),
-            "network": roster.network,
-            "network_id": roster.network_id.hex(),
-            "members": [
-                {
-                    "name": m.name,
-                    "peer_id": m.peer_id,
-                    "roles": list(m.roles),
-                    "samples": m.samples,
-                }
-                for m in roster.members
-            ],
-            "revoked": [
-                {"peer_id": r.peer_id, "reason": r.reason, "from_round": r.from_round}
-                for r in roster.revoked
-            ],
-            "signed": signed.decode("utf-8"),
-        }
-
-    def bootstrap(self) -> list[dict[str, Any]]:
-        """The peers that are asked first."""
-        return [
-            {"name": p.name, "peer_id": p.peer_id, "addrs": list(p.addresses)}
-            for listed in self._bootstrap
-            for p in listed.peers
-        ]
-
     def runs(self) -> list[dict[str, Any]]:
         """The accepted runs; `active` marks the one that this node takes part in."""
         roster, active = self._core.book.current, self._shell.store.recall("run")
@@ -344,14 +147,6 @@ class Operator:
                 }
             )
         return runs
-
-    def events(self, since: int, limit: int) -> tuple[list[dict[str, Any]], int]:
-        """Events after a sequence number, and how many before them are lost."""
-        return self._shell.log.since(since, limit)
-
-    async def next_event(self, since: int) -> None:
-        """Return once there is an event after a sequence number."""
-        await self._shell.log.wait_beyond(since)
 
     # --- acting --------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """Performs the core's effects and feeds it events; no policy.
 
-`feed` is synchronous and never waits: an event goes in, the effects are performed in order, and what takes time
-(folding, training, fetching, hanging up) becomes a task whose end is another event. So the core sees one
-event at a time, and everything is on one thread but the fold.
+`feed` is synchronous and never waits: an event goes in, the effects are performed in order, and
+what takes time (folding, training, fetching, hanging up) becomes a task whose end is another event.
+So the core sees one event at a time, and everything is on one thread but the fold.
 
 Invariant: a peer can never crash the node. An exception while a peer's frame is handled is a bug of
 ours, logged with its traceback, and costs that peer its connection.
@@ -157,7 +157,7 @@ class Shell:
 
     # --- effects out ---------------------------------------------------------------------------
 
-    def _perform(self, effect: Effect) -> None:  # noqa: C901 - a flat table
+    def _perform(self, effect: Effect) -> None:  # noqa: C901, PLR0912 - a flat table
         match effect:
             case Send():
                 self.network.send(effect.peer, effect.frame)
@@ -254,7 +254,8 @@ class Shell:
         self.feed(event)
 
     def _outcome(self, round_: int, answer: dict[str, Any]) -> Event:
-        assert self.run is not None and self.trainer is not None
+        assert self.run is not None
+        assert self.trainer is not None
         if "spent_nano_rho" in answer:
             known = ("mechanism", "spent_nano_rho", "spent_epsilon", "releases", "releases_left")
             self.spent = {key: answer[key] for key in known if key in answer}

@@ -1,9 +1,10 @@
-"""What a node keeps between starts: deltas, proofs, addresses, events and small facts, in one SQLite file.
+"""What a node keeps between starts, in one SQLite file: deltas, proofs, addresses, events.
 
-Invariants: this node's own delta is on the disk (synchronous=FULL) before anyone hears of it, so a crash
-never makes it sign a second one for a round; everything else could be asked of a peer again and is
-written with synchronous=NORMAL, which keeps the file consistent. Used from the event loop and from the
-fold's worker thread; a lock serialises them. The privacy ledger is not here: it belongs to the trainer.
+Invariants: this node's own delta is on the disk (synchronous=FULL) before anyone hears of it, so a
+crash never makes it sign a second one for a round; everything else could be asked of a peer again
+and is written with synchronous=NORMAL, which keeps the file consistent. Used from the event loop
+and from the fold's worker thread; a lock serialises them. The privacy ledger is not here: it
+belongs to the trainer.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Parent end of the trainer process: start it, ask it, restart it when it dies.
 
-What crosses: JSON lines over a socket pair, vectors as files in a private folder on tmpfs where there is one. Only what
-the gate released comes back; a view is a function of public facts.
+What crosses: JSON lines over a socket pair, vectors as files in a private folder on tmpfs where
+there is one. Only what the gate released comes back; a view is a function of public facts.
 
 Invariant: whatever the trainer does (crash, hang, run out of memory, talk nonsense) ends as one
-`TrainerError` for the request that was outstanding, and as a restart with back-off. The node lives on.
+`TrainerError` for the request that was outstanding, and as a restart with back-off. The node lives
+on.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """An event heap that runs many cores at once under latency, loss, cuts, crashes and churn.
 
-Each simulated node is the real `gossip.Core` with a real fold over a small model; only the network, the clock
-and the trainer are simulated. Time jumps from event to event. Chance comes from one seeded generator, so a
-seed repeats a run bit for bit; what a crash loses is what a real crash loses (everything but the stored facts).
+Each simulated node is the real `gossip.Core` with a real fold over a small model; only the network,
+the clock and the trainer are simulated. Time jumps from event to event. Chance comes from one
+seeded generator, so a seed repeats a run bit for bit; what a crash loses is what a real crash loses
+(everything but the stored facts).
 
-Frames travel as bytes through the real codec. Bulk transfers (checkpoints) arrive after one latency.
+Frames travel as bytes through the real codec. Bulk transfers (checkpoints) arrive after one
+latency.
 """
 
 from __future__ import annotations

@@ -218,10 +218,11 @@ class _Trainer:
                 partial.write_bytes(result.payload)
                 partial.replace(path)
                 told = {"event": "released", "payload": path.name, "mechanism": result.mechanism}
-                return {**where, **told, **_spent(result), "saturated": result.saturated}
+                left = {"saturated": result.saturated, "releases_left": result.releases_left}
+                return {**where, **told, **_spent(result), **left}
             case Exhausted():
                 told = {"event": "exhausted", "reason": result.reason}
-                return {**where, **told, **_spent(result)}
+                return {**where, **told, **_spent(result), "releases_left": 0}
             case Skipped():
                 return {**where, "event": "skipped", "reason": result.reason}
             case Refused():

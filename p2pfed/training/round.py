@@ -62,6 +62,7 @@ class Released:
         releases: Outputs drawn on these patients so far.
         ledger_head: 32 bytes.
         saturated: Entries cut off at the end of int16; public.
+        releases_left: How many more of this run the lifetime budget allows.
     """
 
     payload: bytes
@@ -71,6 +72,7 @@ class Released:
     releases: int
     ledger_head: bytes
     saturated: int
+    releases_left: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +199,7 @@ class Hospital:
             releases=spent.releases,
             ledger_head=spent.head,
             saturated=result.saturated,
+            releases_left=self._releases_left(run),
         )
 
     def _why_not(self, run: Run, round_number: int, samples: int) -> str:
@@ -226,6 +229,12 @@ class Hospital:
             entry.kind == "debit" and entry.detail["run"] == mine for entry in self.ledger.entries()
         )
         return run.mechanism != "none" and debits >= run.rounds
+
+    def _releases_left(self, run: Run) -> int:
+        """How many more releases of this run the budget allows; public, like the spending."""
+        if run.mechanism == "none":
+            return run.rounds
+        return max(0, self.budget.rho_nano - self.spent.rho_nano) // _rho_nano(run)
 
     def _exhausted(self, reason: str) -> Exhausted:
         spent = self.spent

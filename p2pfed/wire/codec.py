@@ -1,9 +1,10 @@
 """msgpack with explicit limits, and strict reading of what it decodes to.
 
 Invariants: a frame is at most `MAX_FRAME` bytes and known whole before it is decoded (msgpack's own
-limits do not bound a stream); nothing but nil, bool, int, bytes, str and arrays is accepted, no map, no
-extension type, no trailing byte; every value is checked for exact type and range where it is read.
-Whatever is wrong raises RemoteProtocolError: decoding is the boundary where blame is decided.
+limits do not bound a stream); nothing but nil, bool, int, bytes, str and arrays is accepted, no
+map, no extension type, no trailing byte; every value is checked for exact type and range where it
+is read. Whatever is wrong raises RemoteProtocolError: decoding is the boundary where blame is
+decided.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ def pack(*items: Any) -> bytes:
     return encoded
 
 
-def _no_map(pairs: Any) -> Any:
+def _no_map(_pairs: Any) -> Any:
     raise ValueError("maps are not part of this protocol")
 
 
-def _no_extension(code: int, data: bytes) -> Any:
+def _no_extension(code: int, _data: bytes) -> Any:
     raise ValueError(f"extension type {code} is not part of this protocol")
 
 

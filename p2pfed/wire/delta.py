@@ -4,8 +4,8 @@ A delta on the wire is `[header bytes, signature, payload bytes]`. The signature
 bytes exactly as received; the header holds the payload's hash, so a header and its signature can be
 shown to others without the payload. A delta's name is the hash of its header bytes.
 
-Invariant: one origin signs at most one delta for each (run, round). Two different signed headers of one
-(run, round, origin) are a *proof* of equivocation that anyone can check.
+Invariant: one origin signs at most one delta for each (run, round). Two different signed headers of
+one (run, round, origin) are a *proof* of equivocation that anyone can check.
 
 What a delta weighs, and whether it counts, is decided in `gossip`, not here.
 """

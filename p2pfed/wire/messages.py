@@ -1,8 +1,8 @@
 """The messages of `/p2pfed/gossip/1`: frozen values, one encoding each.
 
-A message is `[kind, fields…]` in msgpack (see `codec`). Peers exchange names of facts first and facts
-only when asked (`Want`), so that no payload crosses twice. Facts are content-addressed: a name on the
-wire is the first 16 bytes of the fact's BLAKE2b-256.
+A message is `[kind, fields…]` in msgpack (see `codec`). Peers exchange names of facts first and
+facts only when asked (`Want`), so that no payload crosses twice. Facts are content-addressed: a
+name on the wire is the first 16 bytes of the fact's BLAKE2b-256.
 
 What the messages mean is told where they are handled: `gossip/membership.py` (Beat, Ack, Leave,
 Addresses), `gossip/sync.py` (Digest, Have, Want, Facts), `gossip/joining.py` (AskCheckpoints,
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from p2pfed.errors import RemoteProtocolError
-from p2pfed.wire.codec import Items, pack, unpack
+from p2pfed.wire.codec import MAX_FRAME, Items, pack, unpack
 
 __all__ = [
     "DOCUMENTS",
@@ -165,7 +165,7 @@ class CheckpointOffer:
 
     Attributes:
         round: The first round that is not folded in.
-        chain: Hash of exactly what was folded (gossip/ledger of facts), 32 bytes.
+        chain: Hash of exactly what was folded (`gossip/facts.py`), 32 bytes.
         digest: BLAKE2b-256 of the checkpoint's file, by which it is fetched.
         size: Length of that file, bytes.
     """
@@ -192,12 +192,12 @@ Message = (
 def encode_message(message: Message) -> bytes:
     """Encode a message; raises ValueError if it is longer than a frame may be."""
     data = _encode(message)
-    if len(data) > 16 << 20:
+    if len(data) > MAX_FRAME:
         raise ValueError(f"{type(message).__name__} has {len(data)} bytes")
     return data
 
 
-def _encode(message: Message) -> bytes:  # noqa: PLR0911 - one line per message
+def _encode(message: Message) -> bytes:  # noqa: C901, PLR0911 - one case per message
     match message:
         case Beat():
             return pack(

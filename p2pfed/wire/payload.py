@@ -1,9 +1,9 @@
 """The released part of a delta: gap-coded indices and int16 values on the run's grid.
 
-Layout, little endian: `K` (uint32), then K gaps (uint16), then K values (int16). The first gap is the
-first index, each later gap the distance to the index before. A gap that needs more than 16 bits is
-carried by filler entries: gap 0xFFFF with value 0, which advance by 65535 and name no index. So the
-bytes are 4 per released coordinate plus 4 for each run of 65535 untouched ones.
+Layout, little endian: `K` (uint32), then K gaps (uint16), then K values (int16). The first gap is
+the first index, each later gap the distance to the index before. A gap that needs more than 16 bits
+is carried by filler entries: gap 0xFFFF with value 0, which advance by 65535 and name no index. So
+the bytes are 4 per released coordinate plus 4 for each run of 65535 untouched ones.
 
 Invariant: decoding returns strictly increasing indices below `num_parameters`, or refuses; and
 `decode(encode(p)) == p`. Vectorised both ways.

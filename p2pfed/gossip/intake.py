@@ -1,0 +1,196 @@
+"""Taking in facts: checked first, then believed, then stored and announced.
+
+Rosters go to the book, proofs and deltas to the facts of the run. A delta further ahead than
+`rounds.AHEAD` is set aside, a few per origin, until the node's own round comes near: it counts
+neither for the model nor for the digests, only as a sign of where its origin is.
+
+Invariants: nothing malformed, forged, of another run or beyond its bounds changes anything; what is
+set aside is bounded per origin, whatever is sent; each new fact is stored once and announced by
+name.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+from p2pfed.errors import FactRejected, RemoteProtocolError
+from p2pfed.gossip.events import (
+    Disconnect,
+    Effect,
+    Note,
+    StopDialling,
+    StoreDelta,
+    StoreProof,
+    StoreRoster,
+)
+from p2pfed.gossip.membership import Membership, State
+from p2pfed.gossip.progress import Progress
+from p2pfed.gossip.rounds import AHEAD
+from p2pfed.gossip.sync import Sync
+from p2pfed.identity.book import RosterBook
+from p2pfed.wire.delta import Delta, Proof
+from p2pfed.wire.messages import NAME_BYTES, Facts
+from p2pfed.wire.payload import decode_payload
+
+__all__ = ["Intake"]
+
+FANOUT = 6  # peers told at once of a new own delta; the rest hear of it from them
+FORWARD = 2
+SET_ASIDE = 8  # deltas per origin that wait for the node to come near
+
+
+class Intake:
+    """See the module docstring.
+
+    Args:
+        own_id: This node.
+        book: The believed rosters.
+        membership: The table of peers.
+        rng: Chance for choosing whom to tell.
+    """
+
+    def __init__(
+        self, *, own_id: str, book: RosterBook, membership: Membership, rng: random.Random
+    ) -> None:
+        self._aside: dict[bytes, Delta] = {}
+        self.sync = Sync(book, self._aside.__contains__)
+        self._own_id = own_id
+        self._book = book
+        self._membership = membership
+        self._rng = rng
+        self._progress: Progress | None = None
+
+    def take_run(self, progress: Progress) -> None:
+        """From now on facts of this run are taken in."""
+        self._progress = progress
+        self._aside.clear()
+        self.sync.take_run(progress.facts)
+
+    def facts(self, message: Facts, peer_id: str) -> list[Effect]:
+        """Take in facts that a peer sent.
+
+        Raises:
+            RemoteProtocolError: One of them is broken; those before it are kept.
+        """
+        effects = self.rosters(message.rosters)
+        if self._progress is None:
+            return effects
+        for data in message.proofs:
+            effects += self.proof(Proof.decode(data))
+        for data in message.deltas:
+            effects += self._checked_delta(Delta.decode(data), peer_id)
+        return effects
+
+    # --- documents -----------------------------------------------------------------------------
+
+    def rosters(self, signed: Iterable[bytes]) -> list[Effect]:
+        """Believe rosters that verify; the others are noted and dropped."""
+        effects: list[Effect] = []
+        before = self._book.current
+        for data in signed:
+            try:
+                roster = self._book.add(data)
+            except FactRejected as error:
+                effects.append(Note("roster.rejected", {"reason": error.what}))
+                continue
+            if roster is not None:
+                effects.append(StoreRoster(roster.version, roster.hash, data))
+        if not any(isinstance(e, StoreRoster) for e in effects):
+            return effects
+        if self._progress is not None:
+            self._progress.facts.rosters_changed()
+        return effects if self._book.current is before else [*effects, *self._adopt_current()]
+
+    def _adopt_current(self) -> list[Effect]:
+        current = self._book.current
+        assert current is not None
+        effects: list[Effect] = [Note("roster.updated", {"version": current.version})]
+        for peer in self._membership.adopt(current):
+            if peer.state is State.REVOKED:
+                effects += [
+                    Note("peer.revoked", {"peer": peer.peer_id, "name": peer.name}),
+                    StopDialling(peer.peer_id),
+                    Disconnect(peer.peer_id, "revoked", blame=False),
+                ]
+        return effects
+
+    def proof(self, proof: Proof) -> list[Effect]:
+        """Believe a proof of equivocation; its origin is out from that round on."""
+        header = proof.first.header
+        facts = self._progress.facts if self._progress is not None else None
+        if facts is None or header.run_id != facts.run.run_id or not facts.add_proof(proof):
+            return []
+        return [
+            StoreProof(header.origin, proof.encode()),
+            Note("peer.equivocated", {"peer": header.origin, "round": header.round}),
+        ]
+
+    # --- deltas --------------------------------------------------------------------------------
+
+    def _checked_delta(self, delta: Delta, peer_id: str) -> list[Effect]:
+        assert self._progress is not None
+        run, header = self._progress.facts.run, delta.header
+        self.sync.arrived(delta.fact[:NAME_BYTES])
+        if header.run_id != run.run_id or header.round >= run.rounds:
+            raise RemoteProtocolError("a delta of another run, or beyond its last round")
+        if header.mechanism != run.mechanism:
+            raise RemoteProtocolError(f"a delta made with mechanism {header.mechanism!r}")
+        payload = decode_payload(
+            delta.payload, num_parameters=run.num_parameters, max_released=run.max_released
+        )
+        if payload.indices.size != header.num_released:
+            raise RemoteProtocolError("a delta whose header miscounts its payload")
+        if self._is_too_far_ahead(delta):
+            self._set_aside(delta)
+            return []
+        return self.delta(delta, from_peer=peer_id)
+
+    def delta(self, delta: Delta, *, from_peer: str = "") -> list[Effect]:
+        """Believe a delta that was checked, or made here (`from_peer` empty)."""
+        assert self._progress is not None
+        facts = self._progress.facts
+        known = facts.num_deltas
+        proof = facts.add(delta.signed)
+        if proof is not None:
+            return self.proof(proof)
+        if facts.num_deltas == known:
+            return []
+        others = sorted(
+            p.peer_id
+            for p in self._membership.present()
+            if p.peer_id not in {from_peer, delta.header.origin}
+        )
+        told = self._rng.sample(others, min(len(others), FORWARD if from_peer else FANOUT))
+        return [
+            StoreDelta(delta, own=not from_peer),
+            *self.sync.announce(told, delta.header.round, delta.fact),
+        ]
+
+    # --- deltas set aside ----------------------------------------------------------------------
+
+    def _is_too_far_ahead(self, delta: Delta) -> bool:
+        assert self._progress is not None
+        return delta.header.round > self._progress.round + AHEAD
+
+    def _set_aside(self, delta: Delta) -> None:
+        origin = delta.header.origin
+        if sum(d.header.origin == origin for d in self._aside.values()) < SET_ASIDE:
+            self._aside[delta.fact[:NAME_BYTES]] = delta
+
+    def newest_set_aside(self) -> dict[str, int]:
+        """The newest round of each origin among the deltas that are set aside."""
+        newest: dict[str, int] = {}
+        for delta in self._aside.values():
+            header = delta.header
+            newest[header.origin] = max(header.round, newest.get(header.origin, 0))
+        return newest
+
+    def admit(self) -> list[Effect]:
+        """Believe the deltas that are no longer too far ahead."""
+        effects: list[Effect] = []
+        for name, delta in list(self._aside.items()):
+            if not self._is_too_far_ahead(delta):
+                del self._aside[name]
+                effects += self.delta(delta, from_peer=delta.header.origin)
+        return effects
