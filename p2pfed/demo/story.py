@@ -38,6 +38,7 @@ from p2pfed.demo.plan import (
 from p2pfed.demo.screen import Screen
 from p2pfed.errors import ConfigError
 from p2pfed.identity.run import Run
+from p2pfed.report.page import demo_page
 from p2pfed.training.task import load_task
 
 __all__ = ["run_demo"]
@@ -93,7 +94,10 @@ def run_demo(options: dict[str, Any]) -> int:
     )
     failures = [*with_gate.failures, *without.failures]
     report = _report(cast, with_gate, without, scores, failures, privacy=privacy, seed=seed)
-    (out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    (out / "report.json").write_text(
+        json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8"
+    )
+    (out / "report.html").write_text(demo_page(report), "utf-8")
     _show_result(screen, out, with_gate, scores)
     for failure in failures:
         screen.head(f"FAILED: {failure}")
@@ -327,13 +331,13 @@ def _report(
 
 
 def _show_result(screen: Screen, out: Path, gate: Outcome, scores: list[Comparison]) -> None:
-    table = Table(box=None, pad_edge=False, title="accuracy: own tests / all hospitals' tests")
+    table = Table(box=None, pad_edge=False, title="accuracy on own tests/all hospitals' tests")
     table.add_column("hospital")
-    for column in ("patients", "alone", "with the gate", "without privacy", "pooled"):
-        table.add_column(column, justify="right")
+    for column in ("patients", "alone", "with gate", "no privacy", "pooled"):
+        table.add_column(column, justify="right", no_wrap=True)
     for one in scores:
         parts = (one.alone, one.together_gate, one.together_none, one.pooled)
-        cells = [f"{part.own:.3f} / {part.everyone:.3f}" for part in parts]
+        cells = [f"{part.own:.3f}/{part.everyone:.3f}" for part in parts]
         table.add_row(one.hospital, str(one.patients), *cells)
     screen.table(table)
     nodes = Table(box=None, pad_edge=False, title="each node, from its own socket (with the gate)")
@@ -345,4 +349,4 @@ def _show_result(screen: Screen, out: Path, gate: Outcome, scores: list[Comparis
         cells = [f"{spent['spent_epsilon']:.2f}", str(spent["releases"]), sent]
         nodes.add_row(name, run["model_hash"][:32], *cells)
     screen.table(nodes)
-    screen.say(f"report: {out / 'report.json'}   nodes, logs and stores: {out / 'gate' / 'nodes'}")
+    screen.say(f"report: {out / 'report.html'} and report.json; nodes: {out / 'gate' / 'nodes'}")

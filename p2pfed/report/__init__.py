@@ -1,0 +1,1 @@
+"""Pictures and pages for people; reads finished results, knows nothing of networks or training."""
