@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples on every run and machine; no clock decides whether a test passes.
+settings.register_profile("p2pfed", derandomize=True, deadline=None, database=None)
+settings.load_profile("p2pfed")
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,13 @@ def _join(args: Namespace) -> None:
     }
     # The daemon may dial before it answers.
     data = admin_client(args, timeout=60.0).post("/v1/join", body)
-    emit(args, "join", data, ["joining; watch it with: p2pfed status, p2pfed events -f"])
+    lines = ["joining; watch it with: p2pfed status, p2pfed events -f"]
+    if data.get("member") is False:
+        lines = [
+            f"roster v{data['roster_version']} of {data['network']} does not list this node yet",
+            "nobody on it will let this node in; ask a steward to add it, then join once more",
+        ]
+    emit(args, "join", data, lines)
 
 
 def leave(parser: ArgumentParser) -> None:

@@ -161,7 +161,7 @@ class Core:
         if not self._has_trainer:
             return "this node has no trainer"
         if roster is None or self.progress is None:
-            return "no run is accepted"
+            return "no run has begun here"
         member = roster.member(self.own_id)
         if member is None or not member.trains:
             return "the roster does not list this node as a training member"

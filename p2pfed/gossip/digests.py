@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 
-from p2pfed.wire.messages import HASH_BYTES, Range
+from p2pfed.wire.messages import HASH_BYTES, MAX_ROUND, Range
 
 __all__ = ["EMPTY", "DigestTree"]
 
@@ -41,6 +41,8 @@ class DigestTree:
     def discard(self, round_: int, fact: bytes) -> None:
         """Take a fact out of a round; nothing happens if it is not there."""
         self._rounds.get(round_, set()).discard(fact)
+        while self._end and not self._rounds.get(self._end - 1):
+            self._end -= 1
         self._forget_cached(round_)
 
     def facts(self, round_: int) -> frozenset[bytes]:
@@ -85,7 +87,5 @@ class DigestTree:
         return hashlib.blake2b(b"".join(parts), digest_size=HASH_BYTES).digest()
 
     def _forget_cached(self, round_: int) -> None:
-        length = 1
-        while length <= 2 * max(self._end, 1):
-            self._cache.pop((round_ - round_ % length, length), None)
-            length *= 2
+        for level in range(MAX_ROUND.bit_length()):  # peers may have asked for any length
+            self._cache.pop((round_ >> level << level, 1 << level), None)

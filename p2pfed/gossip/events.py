@@ -266,11 +266,14 @@ class Fold:
         round: The round whose model is wanted.
         chains: `chains[r]` is what a checkpoint of round r must stand for, r = 0..round.
         plan: `plan[r]` are the deltas of round r that count.
+        adopted: Before this round the plan may have holes: only a checkpoint of this round or a
+            newer one stands for its chain.
     """
 
     round: int
     chains: tuple[bytes, ...] = field(repr=False)
     plan: tuple[tuple[Counted, ...], ...] = field(repr=False)
+    adopted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

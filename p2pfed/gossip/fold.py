@@ -15,8 +15,9 @@ every machine and in whatever order the deltas are given. Why that holds:
 Source: FedAvg and FedAdam are Algorithm 2 of Reddi et al. 2021 (arXiv:2003.00295) without a server;
 FedAdam here has Adam's bias correction (Kingma and Ba 2015, arXiv:1412.6980, Algorithm 1).
 
-State passes through memory once per round, in chunks. Which deltas count is decided in `facts`,
-clipping in `robust`; reading payloads and writing checkpoints is the caller's.
+Memory: the state (20 bytes a parameter with `fedadam`, 4 with `fedavg`), one int64 sum, one
+payload; the outer step goes through the state once per round, in chunks. Which deltas count is
+decided in `facts`, clipping in `robust`; reading payloads and writing checkpoints is the caller's.
 """
 
 from __future__ import annotations
@@ -25,15 +26,24 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from p2pfed.gossip.robust import clip_to_median
+from p2pfed.gossip.robust import UNCLIPPED, median_factors, scaled, square_norm
 from p2pfed.identity.run import Outer, Run
 from p2pfed.wire.payload import Payload
 
-__all__ = ["ModelState", "Weighted", "fold_round", "genesis_state", "model_hash", "view_of"]
+__all__ = [
+    "Contribution",
+    "ModelState",
+    "Weighted",
+    "fold_round",
+    "genesis_state",
+    "model_hash",
+    "view_of",
+]
 
 CHUNK = 1 << 16  # parameters per pass: three float64 arrays of it fit in a 2 MB cache
 MAX_WEIGHT = 1 << 20
@@ -41,9 +51,21 @@ MAX_DELTAS = 1 << 10
 _INT32 = np.iinfo(np.int32)
 
 
+class Contribution(Protocol):
+    """One delta as the fold sees it."""
+
+    @property
+    def payload(self) -> Payload:
+        """What it says; may be read from disk at each access."""
+
+    @property
+    def weight(self) -> int:
+        """What it weighs, an integer >= 1."""
+
+
 @dataclass(frozen=True, slots=True)
 class Weighted:
-    """One delta as the fold sees it: what it says and what it weighs (an integer >= 1)."""
+    """A contribution that is at hand."""
 
     payload: Payload
     weight: int
@@ -93,11 +115,15 @@ def genesis_state(genesis: NDArray[np.float32], run: Run) -> ModelState:
     """
     if genesis.shape != (run.num_parameters,) or not np.isfinite(genesis).all():
         raise ValueError(f"genesis must be {run.num_parameters} finite values")
-    scaled = np.rint(np.ldexp(genesis.astype(np.float64), run.grid_bits))
-    if scaled.size and np.abs(scaled).max() > _INT32.max:
-        raise ValueError(f"genesis does not fit the grid of 2**-{run.grid_bits}")
+    model = np.empty(run.num_parameters, np.int32)
+    for start in range(0, model.size, CHUNK):
+        part = slice(start, start + CHUNK)
+        on_grid = np.rint(np.ldexp(genesis[part].astype(np.float64), run.grid_bits))
+        if np.abs(on_grid).max() > _INT32.max:
+            raise ValueError(f"genesis does not fit the grid of 2**-{run.grid_bits}")
+        model[part] = on_grid
     moments = run.num_parameters if run.outer.name == "fedadam" else 0
-    return ModelState(0, scaled.astype(np.int32), np.zeros(moments), np.zeros(moments))
+    return ModelState(0, model, np.zeros(moments), np.zeros(moments))
 
 
 def model_hash(state: ModelState) -> bytes:
@@ -114,7 +140,7 @@ def view_of(state: ModelState, grid_bits: int) -> NDArray[np.float32]:
     return view
 
 
-def fold_round(state: ModelState, deltas: Sequence[Weighted], run: Run) -> None:
+def fold_round(state: ModelState, deltas: Sequence[Contribution], run: Run) -> None:
     """Fold one round into `state`, in place, and advance it by one round.
 
     A round without deltas changes nothing but the round number: no outer step is taken.
@@ -129,27 +155,25 @@ def fold_round(state: ModelState, deltas: Sequence[Weighted], run: Run) -> None:
         return
     if len(deltas) > MAX_DELTAS or any(not 1 <= d.weight <= MAX_WEIGHT for d in deltas):
         raise ValueError("more deltas or larger weights than the exact sum allows")
+    factors = [UNCLIPPED] * len(deltas)
     if run.robust == "clip-median":
-        deltas = clip_to_median(deltas)
-    total = sum(d.weight for d in deltas)
+        factors = median_factors([square_norm(delta.payload) for delta in deltas])
+    sums = np.zeros(state.model.size, np.int64)
+    for delta, factor in zip(deltas, factors, strict=True):  # one payload in memory at a time
+        payload = scaled(delta.payload, factor)
+        sums[payload.indices] += payload.values.astype(np.int64) * delta.weight
+    _step(state, sums, float(sum(delta.weight for delta in deltas)), run)
+
+
+def _step(state: ModelState, sums: NDArray[np.int64], total: float, run: Run) -> None:
     state.beta1_power *= run.outer.beta1
     state.beta2_power *= run.outer.beta2
     for start in range(0, state.model.size, CHUNK):
         stop = min(start + CHUNK, state.model.size)
-        sums = _weighted_sum(deltas, start, stop)
-        mean = np.ldexp(sums.astype(np.float64) / float(total), -run.grid_bits)
+        mean = np.ldexp(sums[start:stop].astype(np.float64) / total, -run.grid_bits)
         step = _outer_step(state, mean, run.outer, slice(start, stop))
         moved = state.model[start:stop] + np.rint(np.ldexp(step, run.grid_bits))
         state.model[start:stop] = np.clip(moved, _INT32.min, _INT32.max).astype(np.int32)
-
-
-def _weighted_sum(deltas: Sequence[Weighted], start: int, stop: int) -> NDArray[np.int64]:
-    sums = np.zeros(stop - start, np.int64)
-    for delta in deltas:
-        low, high = np.searchsorted(delta.payload.indices, (start, stop))
-        here = delta.payload.indices[low:high] - start  # distinct, so += adds each value
-        sums[here] += delta.payload.values[low:high].astype(np.int64) * delta.weight
-    return sums
 
 
 def _outer_step(

@@ -4,9 +4,10 @@ Rosters go to the book, proofs and deltas to the facts of the run. A delta furth
 `rounds.AHEAD` is set aside, a few per origin, until the node's own round comes near: it counts
 neither for the model nor for the digests, only as a sign of where its origin is.
 
-Invariants: nothing malformed, forged, of another run or beyond its bounds changes anything; what is
-set aside is bounded per origin, whatever is sent; each new fact is stored once and announced by
-name.
+Invariants: nothing malformed, forged, of another run, of a stranger or beyond its bounds changes
+anything; a message with one broken fact changes nothing, so that what is believed is always stored;
+what is set aside is bounded per origin, whatever is sent; each new fact is stored once and
+announced by name.
 """
 
 from __future__ import annotations
@@ -71,31 +72,43 @@ class Intake:
         """Take in facts that a peer sent.
 
         Raises:
-            RemoteProtocolError: One of them is broken; those before it are kept.
+            RemoteProtocolError: One of them is broken; then none is believed.
         """
-        effects = self.rosters(message.rosters)
         if self._progress is None:
-            return effects
-        for data in message.proofs:
-            effects += self.proof(Proof.decode(data))
-        for data in message.deltas:
-            effects += self._checked_delta(Delta.decode(data), peer_id)
+            return self.rosters(message.rosters)
+        proofs = [Proof.decode(data) for data in message.proofs]
+        deltas = [Delta.decode(data) for data in message.deltas]
+        for delta in deltas:
+            self._check(delta)
+        effects = self.rosters(message.rosters)
+        for proof in proofs:
+            effects += self.proof(proof)
+        for delta in deltas:
+            effects += self._take(delta, peer_id)
         return effects
 
     # --- documents -----------------------------------------------------------------------------
 
     def rosters(self, signed: Iterable[bytes]) -> list[Effect]:
-        """Believe rosters that verify; the others are noted and dropped."""
+        """Believe rosters that verify, in whatever order they come; drop and note the others."""
         effects: list[Effect] = []
         before = self._book.current
-        for data in signed:
-            try:
-                roster = self._book.add(data)
-            except FactRejected as error:
-                effects.append(Note("roster.rejected", {"reason": error.what}))
-                continue
-            if roster is not None:
-                effects.append(StoreRoster(roster.version, roster.hash, data))
+        waiting, believed, reason = list(signed), True, ""
+        while waiting and believed:  # one may vouch for another that came before it
+            rejected, believed = [], False
+            for data in waiting:
+                try:
+                    roster = self._book.add(data)
+                except FactRejected as error:
+                    reason = error.what
+                    rejected.append(data)
+                    continue
+                if roster is not None:
+                    believed = True
+                    effects.append(StoreRoster(roster.version, roster.hash, data))
+            waiting = rejected
+        if waiting:
+            effects.append(Note("roster.rejected", {"reason": reason, "count": len(waiting)}))
         if not any(isinstance(e, StoreRoster) for e in effects):
             return effects
         if self._progress is not None:
@@ -119,7 +132,9 @@ class Intake:
         """Believe a proof of equivocation; its origin is out from that round on."""
         header = proof.first.header
         facts = self._progress.facts if self._progress is not None else None
-        if facts is None or header.run_id != facts.run.run_id or not facts.add_proof(proof):
+        if facts is None or header.run_id != facts.run.run_id:
+            return []
+        if not self._book.has_listed(header.origin) or not facts.add_proof(proof):
             return []
         return [
             StoreProof(header.origin, proof.encode()),
@@ -128,12 +143,17 @@ class Intake:
 
     # --- deltas --------------------------------------------------------------------------------
 
-    def _checked_delta(self, delta: Delta, peer_id: str) -> list[Effect]:
+    def _is_of_this_run(self, delta: Delta) -> bool:
+        assert self._progress is not None
+        return delta.header.run_id == self._progress.facts.run.run_id
+
+    def _check(self, delta: Delta) -> None:
         assert self._progress is not None
         run, header = self._progress.facts.run, delta.header
-        self.sync.arrived(delta.fact[:NAME_BYTES])
-        if header.run_id != run.run_id or header.round >= run.rounds:
-            raise RemoteProtocolError("a delta of another run, or beyond its last round")
+        if not self._is_of_this_run(delta):
+            return  # nobody's fault: it was asked for before another run began here
+        if header.round >= run.rounds:
+            raise RemoteProtocolError(f"a delta beyond the last round, {header.round}")
         if header.mechanism != run.mechanism:
             raise RemoteProtocolError(f"a delta made with mechanism {header.mechanism!r}")
         payload = decode_payload(
@@ -141,6 +161,13 @@ class Intake:
         )
         if payload.indices.size != header.num_released:
             raise RemoteProtocolError("a delta whose header miscounts its payload")
+
+    def _take(self, delta: Delta, peer_id: str) -> list[Effect]:
+        self.sync.arrived(delta.fact[:NAME_BYTES])
+        # A stranger's key is made in no time: its deltas would fill any table. If a roster that
+        # lists it is still on its way, the delta is asked for again afterwards.
+        if not self._is_of_this_run(delta) or not self._book.has_listed(delta.header.origin):
+            return []
         if self._is_too_far_ahead(delta):
             self._set_aside(delta)
             return []
@@ -174,9 +201,15 @@ class Intake:
         return delta.header.round > self._progress.round + AHEAD
 
     def _set_aside(self, delta: Delta) -> None:
+        """Keep the newest ones: they say best how far its origin is."""
         origin = delta.header.origin
-        if sum(d.header.origin == origin for d in self._aside.values()) < SET_ASIDE:
-            self._aside[delta.fact[:NAME_BYTES]] = delta
+        held = [d for d in self._aside.values() if d.header.origin == origin]
+        if len(held) >= SET_ASIDE:
+            oldest = min(held, key=lambda d: d.header.round)
+            if delta.header.round <= oldest.header.round:
+                return
+            del self._aside[oldest.fact[:NAME_BYTES]]
+        self._aside[delta.fact[:NAME_BYTES]] = delta
 
     def newest_set_aside(self) -> dict[str, int]:
         """The newest round of each origin among the deltas that are set aside."""

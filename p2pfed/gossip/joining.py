@@ -63,5 +63,5 @@ def trusted_checkpoint(
     good = [o for o, peers in holders.items() if len(peers) >= needed and o.round > 0]
     if not good:
         return None
-    best = max(good, key=lambda o: (o.round, o.digest))
+    best = max(good, key=lambda o: (o.round, o.digest, o.chain, o.size))
     return best, tuple(holders[best])

@@ -28,6 +28,8 @@ __all__ = ["Phase", "Presence", "Progress", "Trained"]
 
 JOIN_PATIENCE = 5.0  # seconds to wait for the peers' checkpoint lists
 JOIN_SETTLE = 1.0  # seconds after the first list, so that others can answer
+MAX_CHECKPOINT_BYTES_PER_PARAMETER = 32  # a model (4) and two moments (8 each), with room
+MAX_CHECKPOINT_HEAD = 1 << 16
 REFOLD_EVERY = 1.0  # seconds between folds of late deltas once the run is finished
 
 
@@ -80,8 +82,8 @@ class Progress:
 
     def __init__(self, facts: RunFacts, own_id: str, *, joining: bool, round_: int) -> None:
         self.facts = facts
-        self.phase = Phase.JOINING if joining else Phase.WAITING
-        self.round = round_
+        self.phase = Phase.JOINING
+        self.round = 0
         self.folded: Folded | None = None
         self.training: Trained | None = None
         self._own_id = own_id
@@ -93,7 +95,13 @@ class Progress:
         self._offers: dict[str, tuple[CheckpointOffer, ...]] = {}
         self._asked_since: float | None = None
         self._first_offer = float("inf")
-        self._fetching = False
+        self._fetching: CheckpointOffer | None = None
+        if not joining:
+            self._go_to(round_)
+
+    def _go_to(self, round_: int) -> None:
+        self.round = round_
+        self.phase = Phase.FINISHED if round_ >= self.facts.run.rounds else Phase.WAITING
 
     def advance(
         self,
@@ -116,7 +124,10 @@ class Progress:
         weights = weights_of(roster)
         effects: list[Effect] = []
         if self.phase is Phase.JOINING:
-            effects += self._try_join(now, presence)
+            alone = enough_alive(
+                weights, alive=set(presence.alive), left=set(presence.left), run=self.facts.run
+            )
+            effects += self._try_join(now, presence, may_start_alone=alone)
         if self.phase in {Phase.WAITING, Phase.GATHERING}:
             effects += self._maybe_next_round(now, weights, presence, ahead)
         if self.phase is Phase.WAITING and not self._folding:
@@ -135,16 +146,18 @@ class Progress:
         return frozenset(self._offers)
 
     def offered(self, peer: str, offers: tuple[CheckpointOffer, ...], now: float) -> None:
-        """A peer told which checkpoints it holds."""
-        self._offers[peer] = offers
+        """A peer told which checkpoints it holds; what cannot be one of this run is ignored."""
+        run = self.facts.run
+        most = MAX_CHECKPOINT_BYTES_PER_PARAMETER * run.num_parameters + MAX_CHECKPOINT_HEAD
+        self._offers[peer] = tuple(o for o in offers if o.round <= run.rounds and o.size <= most)
         self._first_offer = min(self._first_offer, now)
 
-    def _try_join(self, now: float, presence: Presence) -> list[Effect]:
-        if self._fetching or not presence.in_run:
+    def _try_join(self, now: float, presence: Presence, *, may_start_alone: bool) -> list[Effect]:
+        if self._fetching or not (presence.in_run or may_start_alone):
             return []
         if self._asked_since is None:
             self._asked_since = now
-        all_answered = presence.in_run <= set(self._offers)
+        all_answered = bool(presence.in_run) and presence.in_run <= set(self._offers)
         settled = all_answered and now >= self._first_offer + JOIN_SETTLE
         if not settled and now < self._asked_since + JOIN_PATIENCE:
             return []
@@ -152,17 +165,18 @@ class Progress:
         if trusted is None or trusted[0].round <= self.round:
             self.phase = Phase.WAITING
             return []
-        self._fetching = True
+        self._fetching = trusted[0]
         return [FetchCheckpoint(*trusted)]
 
     def fetched(self, offer: CheckpointOffer, *, ok: bool) -> list[Effect]:
         """The checkpoint arrived, or not; without it the run is folded from the genesis."""
-        self._fetching = False
-        self.phase = Phase.WAITING
+        if offer != self._fetching:
+            return []  # of a run that is over
+        self._fetching = None
+        self._go_to(max(self.round, offer.round if ok else 0))
         if not ok:
             return [Note("join.checkpoint_failed", {"round": offer.round})]
         self.facts.adopt(offer.round, offer.chain)
-        self.round = max(self.round, offer.round)
         return [Note("join.checkpoint", {"round": offer.round, "digest": offer.digest.hex()})]
 
     # --- rounds --------------------------------------------------------------------------------
@@ -185,8 +199,10 @@ class Progress:
         }
         contributing = set(presence.contributing)
         late = now >= self._round_started + run.deadline_s
-        if not arrived or not (
-            late or quorum_reached(weights, contributing=contributing, arrived=arrived, run=run)
+        if not arrived and not (late and self._gave_up):
+            return []
+        if not late and not quorum_reached(
+            weights, contributing=contributing, arrived=arrived, run=run
         ):
             return []
         missing = sorted(contributing - arrived)
@@ -197,9 +213,16 @@ class Progress:
             *self._enter(self.round + 1, "quorum" if not late else "deadline"),
         ]
 
+    @property
+    def _gave_up(self) -> bool:
+        """Whether this node's trainer was asked for this round and gave nothing.
+
+        If that happens to all in one round, nobody would ever leave it.
+        """
+        return self._last_asked == self.round and self.training is None
+
     def _enter(self, round_: int, why: str) -> list[Effect]:
-        self.round = round_
-        self.phase = Phase.FINISHED if round_ >= self.facts.run.rounds else Phase.WAITING
+        self._go_to(round_)
         if self.phase is Phase.FINISHED:
             return [Note("run.finished", {"rounds": round_})]
         return [Note("round.skipped_to", {"round": round_})] if why == "behind" else []
@@ -220,6 +243,7 @@ class Progress:
             self.round,
             tuple(self.facts.chain(r) for r in range(self.round + 1)),
             tuple(self.facts.counted(r) for r in rounds),
+            self.facts.adopted_round,
         )
 
     def on_folded(self, folded: Folded) -> None:

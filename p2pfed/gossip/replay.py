@@ -11,13 +11,15 @@ Pure except for the two protocols: where payloads come from and where checkpoint
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from p2pfed.gossip.events import Fold
-from p2pfed.gossip.fold import ModelState, Weighted, fold_round, genesis_state
+from p2pfed.gossip.facts import Counted
+from p2pfed.gossip.fold import ModelState, fold_round, genesis_state
 from p2pfed.gossip.joining import checkpoint_interval, kept_rounds
 from p2pfed.identity.run import Run
 from p2pfed.wire.payload import Payload
@@ -64,12 +66,28 @@ class MemoryCheckpoints:
         self.held = {r: kept for r, kept in self.held.items() if r in keep}
 
 
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A contribution whose payload is read when it is needed, and not kept."""
+
+    counted: Counted
+    read: Callable[[bytes], Payload]
+
+    @property
+    def payload(self) -> Payload:
+        return self.read(self.counted.fact)
+
+    @property
+    def weight(self) -> int:
+        return self.counted.weight
+
+
 class Replay:
     """The model of one run on one node.
 
     Args:
         run: The run.
-        genesis: The first model, shape (P,), float32.
+        genesis: Reads the first model, shape (P,), float32.
         checkpoints: Where states are kept.
         payload_of: Reads the payload of a delta by its name.
     """
@@ -77,7 +95,7 @@ class Replay:
     def __init__(
         self,
         run: Run,
-        genesis: NDArray[np.float32],
+        genesis: Callable[[], NDArray[np.float32]],
         checkpoints: CheckpointStore,
         payload_of: Callable[[bytes], Payload],
     ) -> None:
@@ -85,13 +103,13 @@ class Replay:
         self._genesis = genesis
         self._checkpoints = checkpoints
         self._payload_of = payload_of
-        self._state = genesis_state(genesis, run)
+        self._state: ModelState | None = None
         self._chain = run.run_id
 
     @property
-    def state(self) -> ModelState:
-        """The state of the last fold."""
-        return self._state
+    def chain(self) -> bytes:
+        """What the last fold stands for; empty if the adopted checkpoint it needed was lost."""
+        return self._chain
 
     def fold(self, wanted: Fold) -> ModelState:
         """The state before round `wanted.round`; valid until the next call.
@@ -99,30 +117,37 @@ class Replay:
         Takes one pass over the state for each round that has to be replayed.
         """
         kept = kept_rounds(wanted.round, checkpoint_interval(self._run.num_parameters))
-        self._rewind(wanted)
-        while self._state.round < wanted.round:
-            plan = wanted.plan[self._state.round]
-            deltas = [Weighted(self._payload_of(item.fact), item.weight) for item in plan]
-            fold_round(self._state, deltas, self._run)
-            self._chain = wanted.chains[self._state.round]
-            if self._state.round in kept:
-                self._checkpoints.save(self._state, self._chain)
+        kept |= {wanted.adopted}
+        state = self._rewound(wanted)
+        has_holes = state.round < wanted.adopted
+        while state.round < wanted.round:
+            deltas = [_Stored(item, self._payload_of) for item in wanted.plan[state.round]]
+            fold_round(state, deltas, self._run)
+            doubtful = has_holes and state.round >= wanted.adopted
+            self._chain = b"" if doubtful else wanted.chains[state.round]
+            if state.round in kept and not doubtful:
+                self._checkpoints.save(state, self._chain)
         self._checkpoints.prune(kept)
-        return self._state
+        self._state = state
+        return state
 
-    def _rewind(self, wanted: Fold) -> None:
-        stands_for = self._state.round <= wanted.round and (
-            wanted.chains[self._state.round] == self._chain
+    def _rewound(self, wanted: Fold) -> ModelState:
+        """The newest state that stands for the right facts."""
+        state, self._state = self._state, None  # a fold that fails half-way leaves none behind
+        stands_for = (
+            state is not None
+            and state.round <= wanted.round
+            and wanted.chains[state.round] == self._chain
         )
-        best = self._state.round if stands_for else -1
+        best = state.round if state is not None and stands_for else -1
         for round_, chain in self._checkpoints.chains().items():
             if best < round_ <= wanted.round and wanted.chains[round_] == chain:
                 best = round_
-        if stands_for and best == self._state.round:
-            return
+        if state is not None and stands_for and best == state.round:
+            return state
+        del state  # two states at once would double the memory
         if best >= 0:
-            self._state = self._checkpoints.load(best)
             self._chain = wanted.chains[best]
-        else:
-            self._state = genesis_state(self._genesis, self._run)
-            self._chain = self._run.run_id
+            return self._checkpoints.load(best)
+        self._chain = self._run.run_id
+        return genesis_state(self._genesis(), self._run)

@@ -13,42 +13,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from p2pfed.wire.payload import Payload
 
-if TYPE_CHECKING:
-    from p2pfed.gossip.fold import Weighted
+__all__ = ["UNCLIPPED", "median_factors", "scaled", "square_norm"]
 
-__all__ = ["clip_to_median"]
-
-_ONE = 1 << 30
+UNCLIPPED = 1 << 30  # the factor 1, in units of 2**-30
 
 
-def clip_to_median(deltas: Sequence[Weighted]) -> list[Weighted]:
-    """Scale down every delta whose L2 norm is above the lower median norm of all.
+def square_norm(payload: Payload) -> int:
+    """Squared L2 norm in squares of the grid, exact: at most 2**30 * 2**30 coordinates."""
+    values = payload.values.astype(np.int64)
+    return int((values * values).sum())
 
-    The result does not depend on the order of `deltas` (beyond keeping it).
+
+def median_factors(squares: Sequence[int]) -> list[int]:
+    """By how much to scale each delta, in units of 2**-30, so that no norm passes the median.
+
+    The median is the lower one. The factors follow the order of `squares`; which factor a delta
+    gets does not depend on that order.
+
+    Args:
+        squares: Squared norms, see `square_norm`.
     """
-    squares = [_square_norm(delta.payload) for delta in deltas]
     median = sorted(squares)[(len(squares) - 1) // 2]
     return [
-        delta
+        UNCLIPPED
         if square <= median
-        else replace(delta, payload=_scaled(delta.payload, median, square))
-        for delta, square in zip(deltas, squares, strict=True)
+        else math.floor(math.sqrt(median) / math.sqrt(square) * UNCLIPPED)
+        for square in squares
     ]
 
 
-def _square_norm(payload: Payload) -> int:
-    values = payload.values.astype(np.int64)
-    return int((values * values).sum())  # <= 2**30 * 2**30 coordinates: exact in int64
-
-
-def _scaled(payload: Payload, bound: int, square: int) -> Payload:
-    factor = math.floor(math.sqrt(bound) / math.sqrt(square) * _ONE)
+def scaled(payload: Payload, factor: int) -> Payload:
+    """floor(q * factor / 2**30) for every value q; the payload itself if unclipped."""
+    if factor == UNCLIPPED:
+        return payload
     values = (payload.values.astype(np.int64) * factor) >> 30
     return Payload(payload.indices, values.astype(np.int16))

@@ -43,7 +43,8 @@ MAX_WANTED = 1024
 
 
 def _split(names: bytes) -> list[bytes]:
-    return [names[i : i + NAME_BYTES] for i in range(0, len(names), NAME_BYTES)]
+    distinct = dict.fromkeys(names[i : i + NAME_BYTES] for i in range(0, len(names), NAME_BYTES))
+    return list(distinct)
 
 
 def _send(peer: str, message: Message) -> Send:
@@ -62,7 +63,7 @@ class Sync:
         self._book = book
         self._is_set_aside = is_set_aside
         self._facts: RunFacts | None = None
-        self._asked: dict[bytes, float] = {}
+        self._asked: dict[bytes, tuple[float, str]] = {}  # name -> (until when, of whom)
 
     def take_run(self, facts: RunFacts) -> None:
         """From now on the deltas of this run are kept in step as well."""
@@ -94,7 +95,9 @@ class Sync:
         if self._facts is None:
             return []
         tree = self._facts.tree
-        return [_send(peer, Digest(self._facts.run.run_id, max(1, tree.end), tree.cover()))]
+        # A joiner without the whole archive must not be taken for one that holds all there is.
+        end = 0 if self._facts.adopted_round else max(1, tree.end)
+        return [_send(peer, Digest(self._facts.run.run_id, end, tree.cover()))]
 
     def announce(self, peers: Iterable[str], round_: int, fact: bytes) -> list[Effect]:
         """Tell peers that we hold a new delta."""
@@ -110,11 +113,11 @@ class Sync:
             return []
         effects: list[Effect] = []
         finer: list[Range] = []
-        differs_before_adopted = False
+        agreed = 0  # the rounds [0, agreed) are the same on both sides
         for theirs in digest.ranges:
             if facts.tree.digest(theirs.start, theirs.length) == theirs.digest:
+                agreed = theirs.start + theirs.length if theirs.start == agreed else agreed
                 continue
-            differs_before_adopted |= theirs.start < facts.adopted_round
             if theirs.length == 1:
                 effects.append(self._list_round(peer, theirs.start, full=True))
             else:
@@ -122,7 +125,7 @@ class Sync:
         if digest.end:  # they hold nothing from here on
             beyond = range(digest.end, facts.tree.end)
             effects += [self._list_round(peer, r, full=True) for r in beyond[:64]]
-            if not differs_before_adopted and digest.end >= facts.adopted_round:
+            if agreed >= facts.adopted_round:
                 facts.archive_complete()
         for start in range(0, len(finer), 256):
             ranges = tuple(finer[start : start + 256])
@@ -148,19 +151,24 @@ class Sync:
             return []
         theirs = _split(have.names)
         effects: list[Effect] = []
-        wanted = [n for n in theirs if n not in held and self._may_ask(n, now)][:MAX_WANTED]
+        room = MAX_WANTED - sum(of == peer for _, of in self._asked.values())
+        missing = [n for n in theirs if n not in held and self._may_ask(n, peer, now)]
+        wanted = missing[: max(0, room)]
         if wanted:
-            self._asked.update(dict.fromkeys(wanted, now + PATIENCE))
+            self._asked.update(dict.fromkeys(wanted, (now + PATIENCE, peer)))
             effects.append(_send(peer, Want(run_id, b"".join(wanted))))
         extra = sorted(held - set(theirs)) if have.full else []
         if extra:
             effects.append(_send(peer, Have(run_id, have.round, False, b"".join(extra))))
         return effects
 
-    def _may_ask(self, name: bytes, now: float) -> bool:
+    def _may_ask(self, name: bytes, peer: str, now: float) -> bool:
         if self._facts is not None and self._facts.named(name) is not None:
             return False  # held, but out of the set: its origin is proven to equivocate
-        return self._asked.get(name, 0.0) <= now and not self._is_set_aside(name)
+        until, of = self._asked.get(name, (now, ""))
+        if of == peer:
+            until += PATIENCE  # it had its turn; somebody else may have it now
+        return until <= now and not self._is_set_aside(name)
 
     def on_want(self, peer: str, want: Want) -> list[Effect]:
         """Answer with the facts that we hold."""
@@ -185,4 +193,4 @@ class Sync:
 
     def forget_stale(self, now: float) -> None:
         """Drop questions that were never answered, so that the table stays bounded."""
-        self._asked = {n: until for n, until in self._asked.items() if until > now}
+        self._asked = {n: asked for n, asked in self._asked.items() if asked[0] + PATIENCE > now}

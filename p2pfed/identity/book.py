@@ -27,6 +27,7 @@ class RosterBook:
         self._rosters: dict[bytes, Roster] = {}
         self._signed: dict[bytes, bytes] = {}
         self._current: Roster | None = None
+        self._ever_listed: set[str] = set()
 
     @property
     def current(self) -> Roster | None:
@@ -45,6 +46,10 @@ class RosterBook:
     def signed(self, roster_hash: bytes) -> bytes | None:
         """The exact signed bytes of a believed roster."""
         return self._signed.get(roster_hash)
+
+    def has_listed(self, peer_id: str) -> bool:
+        """Whether any believed roster lists this peer as a member."""
+        return peer_id in self._ever_listed
 
     @property
     def hashes(self) -> frozenset[bytes]:
@@ -93,6 +98,7 @@ class RosterBook:
         self._rosters[roster.hash] = roster
         self._signed[roster.hash] = signed
         self._network_id = roster.network_id
+        self._ever_listed.update(m.peer_id for m in roster.members)
         if self._current is None or roster.version > self._current.version:
             self._current = roster
 

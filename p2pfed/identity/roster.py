@@ -123,7 +123,7 @@ class Roster:
         roster._check()
         if roster.version == 1:
             if roster.network_id != ZERO:
-                raise FactRejected("the first roster names a network", "its own hash is the network")
+                raise FactRejected("the first roster names a network", "its own hash is the id")
             return replace(roster, network_id=roster.hash)
         return roster
 

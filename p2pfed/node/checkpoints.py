@@ -1,9 +1,9 @@
 """Model states on disk: one safetensors file for each kept round.
 
 Invariants: a file is whole or absent; its bytes are a function of the state and its chain, so that
-equal states have equal digests on all nodes and a joiner can compare them. A file that does not
-match its name, its shape or its metadata is ignored and deleted, never trusted: the fold makes it
-again.
+equal states have equal digests on all nodes and a joiner can compare them. The name of a file holds
+its round, its chain and its BLAKE2b-256. A file that does not match its name, its shape or its
+metadata is ignored and deleted, never trusted: the fold makes it again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,15 @@ from p2pfed.wire.messages import CheckpointOffer
 
 __all__ = ["DiskCheckpoints", "read_genesis"]
 
-_NAME = re.compile(r"(\d{10})-([0-9a-f]{64})\.safetensors")
+_NAME = re.compile(r"(\d{10})-([0-9a-f]{64})-([0-9a-f]{64})\.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    round: int
+    chain: bytes
+    digest: bytes
+    path: Path
 
 
 class DiskCheckpoints:
@@ -42,45 +51,49 @@ class DiskCheckpoints:
     def __init__(self, folder: Path, run: Run) -> None:
         self._folder = folder
         self._run = run
-        self._digests: dict[int, bytes] = {}
 
-    def _files(self) -> dict[int, tuple[bytes, Path]]:
-        found = {}
-        for path in self._folder.iterdir():
-            match = _NAME.fullmatch(path.name)
-            if match:
-                found[int(match[1])] = (bytes.fromhex(match[2]), path)
-        return found
+    def _files(self) -> list[_File]:
+        """All that is there; a killed `save` may have left two files of one round."""
+        matches = (_NAME.fullmatch(path.name) for path in sorted(self._folder.iterdir()))
+        return [
+            _File(int(m[1]), bytes.fromhex(m[2]), bytes.fromhex(m[3]), self._folder / m[0])
+            for m in matches
+            if m is not None
+        ]
 
-    def _path(self, round_: int, chain: bytes) -> Path:
-        return self._folder / f"{round_:010d}-{chain.hex()}.safetensors"
+    def _path(self, round_: int, chain: bytes, digest: bytes) -> Path:
+        return self._folder / f"{round_:010d}-{chain.hex()}-{digest.hex()}.safetensors"
 
     def chains(self) -> Mapping[int, bytes]:
         """Round -> chain of every checkpoint."""
-        return {round_: chain for round_, (chain, _) in self._files().items()}
+        return {file.round: file.chain for file in self._files()}
 
     def load(self, round_: int) -> ModelState:
         """The state at a round.
 
         Raises:
-            FactRejected: The file is not a checkpoint of this run; it is deleted.
+            FactRejected: The file is gone, or not a checkpoint of this run; it is deleted.
         """
-        chain, path = self._files()[round_]
+        file = {file.round: file for file in self._files()}.get(round_)
+        if file is None:
+            raise FactRejected(f"there is no checkpoint of round {round_}")
         try:
-            return self._read(path, round_, chain)
+            return self._read(file)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            path.unlink(missing_ok=True)
+            file.path.unlink(missing_ok=True)
             raise FactRejected(
-                f"the checkpoint {path.name} is damaged", str(error), "it will be made again"
+                f"the checkpoint {file.path.name} is damaged", str(error), "it will be made again"
             ) from error
 
-    def _read(self, path: Path, round_: int, chain: bytes) -> ModelState:
+    def _read(self, checkpoint: _File) -> ModelState:
+        if file_digest(checkpoint.path) != checkpoint.digest:
+            raise ValueError("its bytes have another hash")
         size = self._run.num_parameters
         moments = size if self._run.outer.name == "fedadam" else 0
-        with safe_open(path, framework="numpy") as file:
+        with safe_open(checkpoint.path, framework="numpy") as file:
             said = json.loads((file.metadata() or {})["p2pfed"])
             state = ModelState(
-                round_,
+                checkpoint.round,
                 file.get_tensor("model"),
                 file.get_tensor("first"),
                 file.get_tensor("second"),
@@ -90,7 +103,7 @@ class DiskCheckpoints:
         _check(state.model, size, "int32")
         _check(state.first, moments, "float64")
         _check(state.second, moments, "float64")
-        if said["round"] != round_ or said["chain"] != chain.hex():
+        if said["round"] != checkpoint.round or said["chain"] != checkpoint.chain.hex():
             raise ValueError("its metadata names another round or chain")
         return state
 
@@ -102,8 +115,7 @@ class DiskCheckpoints:
             "beta1_power": state.beta1_power.hex(),
             "beta2_power": state.beta2_power.hex(),
         }
-        path = self._path(state.round, chain)
-        aside = path.with_suffix(".tmp")
+        aside = self._folder / f"{state.round:010d}.tmp"
         tensors: dict[str, NDArray[Any]] = {
             "model": state.model,
             "first": state.first,
@@ -112,40 +124,35 @@ class DiskCheckpoints:
         save_file(tensors, aside, {"p2pfed": json.dumps(said, sort_keys=True)})
         with aside.open("rb") as file:
             os.fsync(file.fileno())
-        old = self._files().get(state.round)
+        path = self._path(state.round, chain, file_digest(aside))
         aside.replace(path)
-        if old is not None and old[1] != path:
-            old[1].unlink(missing_ok=True)
+        for old in self._files():
+            if old.round == state.round and old.path != path:
+                old.path.unlink(missing_ok=True)
         sync_directory(self._folder)
-        self._digests[state.round] = file_digest(path)
 
     def prune(self, keep: frozenset[int]) -> None:
-        """Delete checkpoints of other rounds."""
-        for round_, (_, path) in self._files().items():
-            if round_ not in keep:
-                path.unlink(missing_ok=True)
-                self._digests.pop(round_, None)
+        """Delete checkpoints of other rounds, and what a killed `save` left behind."""
+        for file in self._files():
+            if file.round not in keep:
+                file.path.unlink(missing_ok=True)
+        for aside in self._folder.glob("*.tmp"):
+            aside.unlink(missing_ok=True)
 
     def offers(self) -> tuple[CheckpointOffer, ...]:
         """The checkpoints as they are offered to joiners."""
-        offers = []
-        for round_, (chain, path) in sorted(self._files().items()):
-            if round_ not in self._digests:
-                self._digests[round_] = file_digest(path)
-            offers.append(
-                CheckpointOffer(round_, chain, self._digests[round_], path.stat().st_size)
-            )
-        return tuple(offers)
+        return tuple(
+            CheckpointOffer(file.round, file.chain, file.digest, file.path.stat().st_size)
+            for file in self._files()
+        )
 
     def find(self, digest: bytes) -> Path | None:
         """The file with this BLAKE2b-256."""
-        return next(
-            (path for r, (_, path) in self._files().items() if self._digests.get(r) == digest), None
-        )
+        return next((file.path for file in self._files() if file.digest == digest), None)
 
     def place_for(self, offer: CheckpointOffer) -> Path:
         """Where a fetched checkpoint belongs."""
-        return self._path(offer.round, offer.chain)
+        return self._path(offer.round, offer.chain, offer.digest)
 
 
 def _check(tensor: NDArray[Any], size: int, kind: str) -> None:
@@ -168,7 +175,7 @@ def read_genesis(path: Path, run: Run) -> NDArray[np.float32]:
     try:
         with safe_open(path, framework="numpy") as file:
             vector: NDArray[np.float32] = file.get_tensor("model")
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, TypeError) as error:
         raise FactRejected(f"the genesis of run {run.name!r} is unreadable", str(error)) from error
     if vector.shape != (run.num_parameters,) or vector.dtype != np.float32:
         raise FactRejected(
@@ -177,4 +184,10 @@ def read_genesis(path: Path, run: Run) -> NDArray[np.float32]:
         )
     if not np.isfinite(vector).all():
         raise FactRejected(f"the genesis of run {run.name!r} holds NaN or infinity")
+    if np.abs(vector).max() >= 2.0 ** (31 - run.grid_bits):
+        raise FactRejected(
+            f"the genesis of run {run.name!r} does not fit its grid",
+            f"the model is kept in multiples of 2**-{run.grid_bits}, 32 bits each",
+            "choose fewer grid bits, or a smaller first model",
+        )
     return vector

@@ -43,7 +43,8 @@ class Model:
         self._run = run
         self._store = store
         self._view = view
-        self._replay = Replay(run, read_genesis(genesis, run), checkpoints, self._payload)
+        read_genesis(genesis, run)  # refuse a wrong one now rather than in the middle of a run
+        self._replay = Replay(run, lambda: read_genesis(genesis, run), checkpoints, self._payload)
 
     def _payload(self, fact: bytes) -> Payload:
         return decode_payload(
@@ -53,15 +54,23 @@ class Model:
         )
 
     def fold(self, wanted: Fold) -> Folded:
-        """Fold, write the view, and say what came out; blocks, for a worker thread."""
+        """Fold, write the view, and say what came out; blocks, for a worker thread.
+
+        Raises:
+            FactRejected: The genesis file was damaged since the start.
+            ConfigError: A stored delta was.
+        """
         while True:
+            held = self.checkpoints.chains()
             try:
                 state = self._replay.fold(wanted)
                 break
             except FactRejected:
-                continue  # a damaged checkpoint is gone now; the fold starts from an older one
+                if self.checkpoints.chains() == held:
+                    raise  # the genesis, then
+                # A damaged checkpoint is gone now; the fold starts from an older one.
         if self._view is not None:
             aside = self._view.with_suffix(".tmp")
             save_file({"model": view_of(state, self._run.grid_bits)}, aside)
             aside.replace(self._view)
-        return Folded(wanted.round, wanted.chains[wanted.round], model_hash(state))
+        return Folded(wanted.round, self._replay.chain, model_hash(state))

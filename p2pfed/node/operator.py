@@ -94,6 +94,7 @@ class Operator(View):
         shell, genesis = self._shell, self._directory.blob(run.genesis)
         with scope:
             while not genesis.exists():
+                shell.awaited = f"run {run.name!r} waits for its first model from a peer"
                 present = tuple(p.peer_id for p in self._core.membership.present())
                 most = 4 * run.num_parameters + _HEADER_ROOM
                 if not await shell.fetch(present, run.genesis, genesis, max_bytes=most):

@@ -99,6 +99,7 @@ class Shell:
         self.run_text = ""
         self.spent: dict[str, Any] = {}
         self.present = True  # False after `leave`
+        self.awaited = ""  # what an accepted run still waits for, for people
         self._directory = directory
         self._nursery = nursery
         self.wall = wall
@@ -109,7 +110,7 @@ class Shell:
 
     def start_run(self, run: Run, signed: bytes, model: Model) -> None:
         """Take part in a run whose genesis is at hand, from what is stored of it."""
-        self.model, self.run = model, run
+        self.model, self.run, self.awaited = model, run, ""
         self.run_text = SignedDocument.parse(signed).payload.decode("utf-8")
         adopted = self.store.recall(f"adopted.{run.run_id.hex()}")
         self.core.start_run(

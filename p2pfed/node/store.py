@@ -10,16 +10,20 @@ belongs to the trainer.
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from p2pfed.errors import ConfigError
-from p2pfed.wire.delta import Delta, Proof, SignedHeader
+from p2pfed.errors import ConfigError, RemoteProtocolError
+from p2pfed.identity.signing import fact_hash
+from p2pfed.wire.delta import Delta, Header, Proof, SignedHeader
 
 __all__ = ["Store"]
+
+logger = logging.getLogger(__name__)
 
 KEPT_EVENTS = 10_000
 
@@ -46,16 +50,17 @@ class Store:
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
         try:
+            path.touch(mode=0o600)  # before SQLite makes it: the journal takes over its mode
+            path.chmod(0o600)
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.executescript(_SCHEMA)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise ConfigError(
                 f"cannot open the store {path}",
                 str(error),
                 "if it is damaged, move it away: the deltas come back from the peers",
             ) from error
-        path.chmod(0o600)
 
     def close(self) -> None:
         """Close the file."""
@@ -90,11 +95,18 @@ class Store:
         )
 
     def headers(self, run_id: bytes) -> list[SignedHeader]:
-        """Headers of all deltas of a run; their signatures are checked again."""
+        """Headers of all deltas of a run; one that rotted on the disk is dropped."""
         rows = self._read(
-            "SELECT header, signature FROM deltas WHERE run_id = ? ORDER BY round", (run_id,)
+            "SELECT fact, header, signature FROM deltas WHERE run_id = ? ORDER BY round", (run_id,)
         )
-        return [SignedHeader.read(header, signature) for header, signature in rows]
+        headers = []
+        for fact, header, signature in rows:
+            try:
+                headers.append(SignedHeader.read(header, signature))
+            except RemoteProtocolError as error:
+                logger.warning("a stored delta is dropped, the peers hold it: %s", error.what)
+                self._write("DELETE FROM deltas WHERE fact = ?", (fact,))
+        return headers
 
     def delta(self, fact: bytes) -> Delta:
         """A kept delta, by its full name."""
@@ -104,8 +116,20 @@ class Store:
         return Delta(SignedHeader.read(header, signature), payload)
 
     def payload(self, fact: bytes) -> bytes:
-        """The payload bytes of a kept delta."""
-        data: bytes = self._read("SELECT payload FROM deltas WHERE fact = ?", (fact,))[0][0]
+        """The payload bytes of a kept delta.
+
+        Raises:
+            ConfigError: It rotted on the disk; it is dropped, and fetched after the next start.
+        """
+        data: bytes
+        header, data = self._read("SELECT header, payload FROM deltas WHERE fact = ?", (fact,))[0]
+        if fact_hash(data) != Header.decode(header).payload_hash:
+            self._write("DELETE FROM deltas WHERE fact = ?", (fact,))
+            raise ConfigError(
+                "the store is damaged: a delta is not what its origin signed",
+                "folding it would give a model that no other hospital has",
+                "start the daemon again, the peers send it once more; and check the disk",
+            )
         return data
 
     def keep_proof(self, origin: str, proof: bytes) -> None:

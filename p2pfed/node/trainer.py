@@ -11,6 +11,7 @@ on.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -36,14 +37,24 @@ MOST_BACKOFF = 60.0
 START_DEADLINE = 300.0  # importing torch and reading a hospital's data may take minutes
 STOP_DEADLINE = 10.0
 MAX_LINE = 1 << 20
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the folder made in it is private
 
 
 @contextmanager
-def exchange_folder(fallback: Path) -> Iterator[Path]:
-    """A folder (0700) for views and payloads, in memory where the system has a tmpfs."""
-    parent = Path("/dev/shm")  # noqa: S108 - mkdtemp below makes a private folder in it
-    usable = parent.is_dir() and os.access(parent, os.W_OK)
-    folder = Path(tempfile.mkdtemp(prefix="p2pfed-", dir=parent if usable else fallback))
+def exchange_folder(data_dir: Path) -> Iterator[Path]:
+    """A folder (0700) for views and payloads, in memory where the system has a tmpfs.
+
+    Its name follows from the data directory, whose lock the caller holds: what a killed daemon left
+    there is removed by the next one.
+    """
+    name = hashlib.blake2b(os.fsencode(data_dir.resolve()), digest_size=12).hexdigest()
+    folder = _SHARED_MEMORY / f"p2pfed-{os.geteuid()}-{name}"
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)  # fails if it is a link or somebody else's
+        folder.mkdir(mode=0o700)
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="exchange-", dir=data_dir))
     try:
         yield folder
     finally:

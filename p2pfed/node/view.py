@@ -116,11 +116,15 @@ class View:
 
     def _health(self) -> list[str]:
         lines = []
-        roster, run, trainer = self._core.book.current, self._shell.run, self._shell.trainer
+        roster, trainer = self._core.book.current, self._shell.trainer
         if roster is None:
             lines.append("no roster is held; run: p2pfed join --roster FILE --bootstrap FILE")
         elif roster.is_expired(self._shell.wall()):
             lines.append(f"roster v{roster.version} has expired: receiving, releasing nothing")
+        elif roster.member(self._core.own_id) is None:
+            lines.append(f"roster v{roster.version} does not list this node; ask a steward")
+        if self._shell.awaited:
+            lines.append(self._shell.awaited)
         if not self._shell.present:
             lines.append("this node has left the network; run: p2pfed join")
         if trainer is not None and trainer.problem:
@@ -128,11 +132,17 @@ class View:
         if self._core.progress is not None and self._core.progress.phase is Phase.WAITING:
             alive, whole = self._core.weight_alive()
             lines.append(f"waiting for peers: {alive} of {whole} patients' weight is present")
+        return [*lines, *self._differing_peers()]
+
+    def _differing_peers(self) -> list[str]:
+        run, lines = self._shell.run, []
         for peer in self._core.membership.peers.values():
             beat = peer.beat
-            if run is not None and beat is not None and beat.run_id not in {b"", run.run_id}:
+            if run is None or beat is None:
+                continue
+            if beat.run_id not in {b"", run.run_id}:
                 lines.append(f"{peer.name} takes part in another run")
-            if run is not None and beat is not None and beat.task_id not in {b"", run.task_id}:
+            if beat.task_id not in {b"", run.task_id}:
                 lines.append(f"{peer.name} has another version of the task installed")
         return lines
 
@@ -185,7 +195,12 @@ class View:
         left = spent.get("releases_left")
         progress = self._core.progress
         forecast = None
-        if left is not None and progress is not None and run is not None:
+        if (
+            left
+            and progress is not None
+            and run is not None
+            and progress.phase is not Phase.FINISHED
+        ):
             forecast = min(run.rounds, progress.round + int(left) + 1)
         return {
             "mechanism": run.mechanism if run is not None else None,

@@ -85,6 +85,7 @@ class SimulatedNode:
         self.offered: dict[bytes, tuple[ModelState, bytes]] = {}
         self.core: Core | None = None
         self.replay: Replay | None = None
+        self.model: NDArray[np.int32] = np.zeros(0, np.int32)
         self.incarnation = 0
         self.notes: list[Note] = []
         self.bytes_received = 0
@@ -131,6 +132,7 @@ class EventHeap:
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._up: set[frozenset[str]] = set()
+        self._last_arrival: dict[tuple[str, str], float] = {}
 
     # --- the world -----------------------------------------------------------------------------
 
@@ -154,7 +156,7 @@ class EventHeap:
         )
         node.core = core
         node.replay = Replay(
-            self.run, self.genesis, node.checkpoints, lambda fact: self._payload(node, fact)
+            self.run, lambda: self.genesis, node.checkpoints, lambda fact: self._payload(node, fact)
         )
         core.start_run(
             self.run,
@@ -168,7 +170,7 @@ class EventHeap:
         """The process is gone; what was stored stays."""
         node.core = None
         node.incarnation += 1
-        for pair in [p for p in self._up if node.peer_id in p]:
+        for pair in self._pairs_of(node):
             self._hang_up(pair)
 
     def run_until(self, when: float) -> None:
@@ -212,7 +214,7 @@ class EventHeap:
     # --- connections ---------------------------------------------------------------------------
 
     def _connect(self, node: SimulatedNode) -> None:
-        for pair in [p for p in self._up if node.peer_id in p]:
+        for pair in self._pairs_of(node):
             if self.links.cut(*sorted(pair)):
                 self._hang_up(pair)
         for other in self.nodes.values():
@@ -241,6 +243,10 @@ class EventHeap:
         signed = node.core.book.signed(current.hash) if current is not None else None
         if signed is not None:
             self._give_later(delay, other, RosterOffered(signed))
+
+    def _pairs_of(self, node: SimulatedNode) -> list[frozenset[str]]:
+        """Its connections, in an order that does not depend on how strings are hashed."""
+        return sorted((p for p in self._up if node.peer_id in p), key=sorted)
 
     def _hang_up(self, pair: frozenset[str]) -> None:
         self._up.discard(pair)
@@ -284,7 +290,11 @@ class EventHeap:
         if self.links.cut(node.peer_id, peer) or self._rng.random() < self.links.loss:
             return
         other.bytes_received += len(frame)
-        self._give_later(self._latency(), other, Received(node.peer_id, frame))
+        way = (node.peer_id, peer)
+        earliest = self._last_arrival.get(way, 0.0) + 1e-6  # a connection keeps its order
+        arrival = max(earliest, self.now + self._latency())
+        self._last_arrival[way] = arrival
+        self._give_later(arrival - self.now, other, Received(node.peer_id, frame))
 
     def _payload(self, node: SimulatedNode, fact: bytes) -> Payload:
         data = node.deltas[fact].payload
@@ -295,7 +305,8 @@ class EventHeap:
     def _fold(self, node: SimulatedNode, effect: Fold) -> None:
         assert node.replay is not None
         state = node.replay.fold(effect)
-        folded = Folded(effect.round, effect.chains[effect.round], model_hash(state))
+        node.model = state.model.copy()
+        folded = Folded(effect.round, node.replay.chain, model_hash(state))
         self._give_later(0.01, node, folded)
         offers = []
         for round_, (held, chain) in node.checkpoints.held.items():
@@ -305,8 +316,7 @@ class EventHeap:
         self._give_later(0.01, node, CheckpointsChanged(tuple(offers)))
 
     def _train_later(self, node: SimulatedNode, effect: Train) -> None:
-        assert node.replay is not None
-        payload = self._train(node.peer_id, effect.round, node.replay.state.model)
+        payload = self._train(node.peer_id, effect.round, node.model)
         node.trained_rounds.append(effect.round)
         released = Released(
             round=effect.round,

@@ -22,6 +22,7 @@ MAX_FRAME = 16 << 20  # one dense delta of 4 million parameters; larger ones wai
 MAX_ITEMS = 4096  # per array; a Have of one round of 1024 members is one bytes value
 
 T = TypeVar("T")
+_END = object()  # nil is an item like any other
 
 
 def pack(*items: Any) -> bytes:
@@ -138,5 +139,5 @@ class Items:
 
     def done(self) -> None:
         """Refuse items that nobody asked for."""
-        if next(self._values, None) is not None:
+        if next(self._values, _END) is not _END:
             raise RemoteProtocolError(f"{self._what}: too many items")
