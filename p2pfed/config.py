@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from fractions import Fraction
@@ -42,6 +43,8 @@ __all__ = [
     "load_settings",
 ]
 
+_DECIMAL = re.compile(r"\d{1,20}(\.\d{1,30})?(e[+-]?\d{1,2})?", re.ASCII)  # 1e9999999 takes hours
+_FROM_ENVIRONMENT = {"node", "network", "admin", "train", "log"}  # never the privacy budget
 SOCKET_PATH_BYTES = 107  # Linux: sizeof(sun_path) - 1
 
 
@@ -60,9 +63,12 @@ def default_state_dir() -> Path:
 
 
 def _exact(value: object) -> Fraction:
-    if isinstance(value, bool) or not isinstance(value, int | float | str | Fraction):
-        raise ValueError("expected a number")  # noqa: TRY004 - pydantic reports ValueError
-    return Fraction(str(value)) if not isinstance(value, Fraction) else value
+    if isinstance(value, Fraction):
+        return value
+    number = isinstance(value, int | float | str) and not isinstance(value, bool)
+    if not number or not _DECIMAL.fullmatch(str(value)):
+        raise ValueError("expected a number such as 3 or 0.5")
+    return Fraction(str(value))
 
 
 Exact = Annotated[Fraction, BeforeValidator(_exact)]
@@ -186,11 +192,11 @@ def load_settings(path: Path, *, flags: Mapping[str, Any] | None = None) -> Sett
         raise ConfigError(
             f"{path} is not TOML", str(error), "correct the line named above"
         ) from error
-    for section, key, value in _environment():
-        data.setdefault(section, {})[key] = value
-    for dotted, value in (flags or {}).items():
+    for dotted, value in [*_environment(), *(flags or {}).items()]:
         section, _, key = dotted.partition(".")
-        data.setdefault(section, {})[key] = value
+        table = data.setdefault(section, {})
+        if isinstance(table, dict):  # what it is instead is told below
+            table[key] = value
     try:
         settings = Settings.model_validate(data)
     except ValidationError as error:
@@ -204,12 +210,12 @@ def load_settings(path: Path, *, flags: Mapping[str, Any] | None = None) -> Sett
     return _checked(settings, path)
 
 
-def _environment() -> list[tuple[str, str, str]]:
+def _environment() -> list[tuple[str, str]]:
     found = []
     for name, value in os.environ.items():
         section, double, key = name.removeprefix("P2PFED_").lower().partition("__")
-        if name.startswith("P2PFED_") and double and section in {"node", "admin", "train", "log"}:
-            found.append((section, key, value))
+        if name.startswith("P2PFED_") and double and section in _FROM_ENVIRONMENT:
+            found.append((f"{section}.{key}", value))
     return found
 
 
@@ -230,7 +236,12 @@ def _told(item: Any) -> str:
 
 def _anchored(settings: Settings, folder: Path) -> Settings:
     def at(path: Path | None) -> Path | None:
-        return None if path is None else folder / path.expanduser()
+        try:
+            return None if path is None else folder / path.expanduser()
+        except RuntimeError as error:
+            raise ConfigError(
+                f"{path}: {error}", "there is no such user on this machine"
+            ) from error
 
     node = settings.node.model_copy(
         update={"data_dir": at(settings.node.data_dir), "key_file": at(settings.node.key_file)}

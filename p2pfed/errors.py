@@ -3,21 +3,21 @@
     P2PFedError
     |- ConfigError            operator's file, flag or path          -> exit 2, name the key
     |- PolicyError            refused by policy or signature         -> exit 7
-    |  |- FactRejected        a roster, run or delta does not verify -> drop it, keep what we hold
+    |  |- FactRejected        a roster, run or delta does not verify -> keep what we hold
     |  `- StateInUse          another daemon owns this directory     -> exit 7, name its process
-    |- PeerError              one peer                               -> drop the peer, the node
-    lives |  |- PeerUnreachable     no answer within the deadline          -> back off, try again
+    |- PeerError              one peer                               -> drop it, the node lives
+    |  |- PeerUnreachable     no answer within the deadline          -> back off, try again
     |  `- RemoteProtocolError their bug or attack                    -> disconnect, count
-    |- PrivacyError
-    |  |- BudgetExhausted     nothing was spent                      -> stop contributing, go on
-    receiving |  |- LedgerCorrupt       refuse every release                   -> a human is needed
+    |- PrivacyError           the gate refuses                       -> exit 7
+    |  |- BudgetExhausted     nothing was spent                      -> contribute no more, receive
+    |  |- LedgerCorrupt       refuse every release                   -> a human is needed
     |  `- UpdateRejected      NaN, infinity or shape; nothing spent  -> skip the round
     |- TrainerError           the trainer died or timed out          -> restart with back-off
     `- AdminError             the admin socket said no
        |- DaemonNotRunning    nothing listens on the socket          -> exit 3
        |- NotPermitted        the socket or the daemon refuses us    -> exit 4
        |- NotFound            no such peer or endpoint               -> exit 5
-       |- TimedOut            the daemon or a condition took too long-> exit 6
+       |- TimedOut            it took too long                       -> exit 6
        `- VersionMismatch     client and daemon do not understand    -> exit 8
 
 An error is told in three lines: what happened, why, and what to do. A ValueError raised by a

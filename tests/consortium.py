@@ -1,7 +1,7 @@
 """A small consortium for tests: keys from fixed seeds, signed rosters, a run, signed deltas.
 
-Three stewards, of whom two must sign; hospitals `h0`, `h1`, … with different weights. Everything is a
-function of its arguments, so that a failing test fails again.
+Three stewards, of whom two must sign; hospitals `h0`, `h1`, … with different weights. Everything is
+a function of its arguments, so that a failing test fails again.
 """
 
 from __future__ import annotations

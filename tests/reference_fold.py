@@ -32,7 +32,8 @@ def counted(data_dir, run_id):
         _, _, round_, origin, roster, *_ = unpackb(row[0])
         weight, k = weights.get((roster, origin), 0), int.from_bytes(row[1][:4], "little")
         gaps = struct.unpack_from(f"<{k}H", row[1], 4)
-        entries = zip(accumulate(gaps), struct.unpack_from(f"<{k}h", row[1], 4 + 2 * k), gaps)
+        values = struct.unpack_from(f"<{k}h", row[1], 4 + 2 * k)
+        entries = zip(accumulate(gaps), values, gaps, strict=True)
         if weight and not any(origin == who and round_ >= since for who, since in out):
             yield round_, weight, [(i, value) for i, value, gap in entries if gap < 65535]
     db.close()
@@ -55,7 +56,7 @@ def reference_hash(data_dir, rounds=None):
         squares = [sum(v * v for _, v in pairs) for _, pairs in deltas]
         median = sorted(squares)[(len(squares) - 1) // 2]
         sums, total = [0] * len(model), sum(weight for weight, _ in deltas)
-        for (weight, pairs), square in zip(deltas, squares):
+        for (weight, pairs), square in zip(deltas, squares, strict=True):
             clip = run["robust"] == "clip-median" and square > median
             factor = floor(sqrt(median) / sqrt(square) * 2**30) if clip else 2**30
             for i, v in pairs:

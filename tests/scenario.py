@@ -1,6 +1,6 @@
 """One simulated federation under chosen misfortunes; prints a digest of its trace when run.
 
-    python scenario.py SEED   (used to compare runs under different hash seeds)
+python scenario.py SEED   (used to compare runs under different hash seeds)
 """
 
 from __future__ import annotations

@@ -145,7 +145,9 @@ class Lab:
         return Facts(tuple(d.encode() for d in deltas), (), ())
 
     def delta(self, round_: int, i: int, salt: int = 0, **changes):
-        return self.net.delta(self.run, round_, i, some_payload(self.run, round_, i, salt), **changes)
+        return self.net.delta(
+            self.run, round_, i, some_payload(self.run, round_, i, salt), **changes
+        )
 
     @property
     def held(self) -> int:
@@ -267,7 +269,11 @@ def test_who_has_said_goodbye_says_nothing_more_until_it_comes_back():
     lab = Lab().started()
     effects = lab.give(LeaveNetwork())
     assert len(messages(effects, Leave)) == 3
-    silent = [*lab.pass_time(10), *lab.hear(1, lab.beat(1)), *lab.hear(1, lab.deltas(lab.delta(0, 1)))]
+    silent = [
+        *lab.pass_time(10),
+        *lab.hear(1, lab.beat(1)),
+        *lab.hear(1, lab.deltas(lab.delta(0, 1))),
+    ]
     assert of_type(silent, Send) + of_type(silent, SendStored) + of_type(silent, Keep) == []
     assert of_type(silent, Train) == []
     lab.give(JoinNetwork())
@@ -362,7 +368,7 @@ def test_spam_fills_bounded_tables_only():
     assert len(lab.core.facts.proofs) == 1
     assert len(lab.core._sync._asked) <= 1024
     assert len(lab.core.membership.peers) == 3
-    for i in range(100):
+    for _ in range(100):
         lab.give(Connected(peer_of(1)))
     assert len(lab.core.membership.get(peer_of(1)).sent_at) <= 16
 
@@ -533,9 +539,7 @@ def test_a_node_that_was_away_long_catches_up_without_fetching_all_again_and_aga
 def release(lab: Lab, round_: int = 0) -> list:
     payload = some_payload(lab.run, round_, 0)
     return lab.give(
-        Released(
-            round_, encode_payload(payload), payload.indices.size, "none", 5, 1, b"l" * 32
-        )
+        Released(round_, encode_payload(payload), payload.indices.size, "none", 5, 1, b"l" * 32)
     )
 
 
@@ -644,7 +648,9 @@ def test_checkpoints_are_told_to_members_of_the_same_run():
     offer = CheckpointOffer(3, b"c" * 32, b"d" * 32, 99)
     lab.give(CheckpointsChanged((offer,)))
     run_id = lab.run.run_id
-    assert messages(lab.hear(1, AskCheckpoints(run_id)), Checkpoints) == [Checkpoints(run_id, (offer,))]
+    assert messages(lab.hear(1, AskCheckpoints(run_id)), Checkpoints) == [
+        Checkpoints(run_id, (offer,))
+    ]
     assert messages(lab.hear(1, AskCheckpoints(b"x" * 32)), Checkpoints) == []
 
 

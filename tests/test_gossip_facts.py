@@ -89,11 +89,7 @@ def test_revocation_takes_out_exactly_the_rounds_from_its_round_on(from_round):
     facts.rosters_changed()
     never = net.facts(
         run,
-        [
-            d
-            for d in deltas
-            if d.header.origin != peer_of(1) or d.header.round < from_round
-        ],
+        [d for d in deltas if d.header.origin != peer_of(1) or d.header.round < from_round],
         book,
     )
     assert [facts.chain(r) for r in range(6)] == [never.chain(r) for r in range(6)]
@@ -112,7 +108,9 @@ def test_a_proof_takes_its_origin_out_from_the_proven_round_on(proven, early):
     clean = NET.facts(RUN, kept)
     assert facts.chain(5) == clean.chain(5)
     assert counted(facts) == counted(clean)
-    assert [facts.tree.digest(r, 1) for r in range(5)] == [clean.tree.digest(r, 1) for r in range(5)]
+    assert [facts.tree.digest(r, 1) for r in range(5)] == [
+        clean.tree.digest(r, 1) for r in range(5)
+    ]
 
 
 def test_a_second_variant_gives_a_proof_and_is_not_taken_in():

@@ -221,7 +221,10 @@ def offer(round_: int, tag: bytes = b"h") -> CheckpointOffer:
         ({"a": [offer(8)], "b": [offer(8)], "c": [offer(9)]}, None),
         ({p: [offer(8)] for p in "abc"} | {"d": [offer(9, b"x")]}, (8, "abc")),
         ({p: [offer(8), offer(4)] for p in "abcd"}, (8, "abcd")),
-        ({"a": [offer(9, b"x")] * 5, "b": [offer(4)], "c": [offer(4)], "d": [offer(4)]}, (4, "bcd")),
+        (
+            {"a": [offer(9, b"x")] * 5, "b": [offer(4)], "c": [offer(4)], "d": [offer(4)]},
+            (4, "bcd"),
+        ),
     ],
 )
 def test_a_checkpoint_is_believed_when_enough_peers_vouch_for_every_bit_of_it(offers, believed):

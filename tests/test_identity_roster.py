@@ -133,7 +133,7 @@ def test_the_version_only_grows():
     net.grow(hospital(5))
     net.grow(hospital(6))
     book = net.book()
-    with pytest.raises(FactRejected, match="not newer|does not follow"):
+    with pytest.raises(FactRejected, match=r"not newer|does not follow"):
         book.add(signed(old.encode()))
     assert held(book) == 4
 
@@ -233,7 +233,7 @@ def test_what_is_refused_changes_nothing():
     assert (book.hashes, book.current, book.network_id) == before
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(st.permutations(range(5)))
 def test_the_order_in_which_rosters_come_does_not_matter(order):
     """Offered again and again, as peers do, every version is believed in the end."""

@@ -134,9 +134,9 @@ def test_the_longest_delta_that_a_run_allows_fits_into_a_frame():
         NET.run(num_parameters=4_194_304)
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(
-    size=st.integers(1, 300_000),
+    size=st.integers(1, 150_000),
     share=st.fractions(0, 1, max_denominator=8).map(lambda f: Fraction(str(round(float(f), 3)))),
     data=st.data(),
 )

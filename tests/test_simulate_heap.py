@@ -1,4 +1,4 @@
-"""The real core under loss, crashes, churn, partitions and liars; every run repeats from its seed."""
+"""The real core under loss, crashes, churn, partitions and liars; a seed repeats a run."""
 
 from __future__ import annotations
 
@@ -238,9 +238,7 @@ def test_a_new_member_signed_in_the_middle_joins_and_counts():
     world.run_to_the_end()
     assert_agreement(world)
     assert new.trained_rounds
-    assert any(
-        c.origin == peer_of(4) for r in range(20) for c in new.core.facts.counted(r)
-    )
+    assert any(c.origin == peer_of(4) for r in range(20) for c in new.core.facts.counted(r))
 
 
 # --- liars ----------------------------------------------------------------------------------------
@@ -295,8 +293,16 @@ class Liar:
                     run.run_id, (CheckpointOffer(run.rounds, bytes(32), bytes(32), 99),)
                 ),
                 lambda: Beat(
-                    1, rng.choice([book.network_id, bytes(32)]), run.run_id, b"", 1 << 31,
-                    True, 1 << 31, bytes(32), bytes(16), ("/ip4/6.6.6.6/tcp/1",),
+                    1,
+                    rng.choice([book.network_id, bytes(32)]),
+                    run.run_id,
+                    b"",
+                    1 << 31,
+                    True,
+                    1 << 31,
+                    bytes(32),
+                    bytes(16),
+                    ("/ip4/6.6.6.6/tcp/1",),
                 ),
                 Leave,
             ]
@@ -333,13 +339,12 @@ def check_the_honest(world: World, n: int = 5) -> None:
     }
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_a_garbage_sending_and_lying_peer_crashes_nobody_and_drags_nobody(seed):
-    check_the_honest(with_a_liar(seed))
+def test_a_garbage_sending_and_lying_peer_crashes_nobody_and_drags_nobody():
+    check_the_honest(with_a_liar(0, n=4), n=4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2, 25))
+@pytest.mark.parametrize("seed", range(25))
 def test_a_garbage_sending_and_lying_peer_crashes_nobody_and_drags_nobody_many_seeds(seed):
     check_the_honest(with_a_liar(seed))
 

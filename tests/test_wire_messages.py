@@ -89,7 +89,7 @@ ONE_OF_EACH = [
 ]
 
 
-@settings(max_examples=300)
+@settings(max_examples=40)
 @given(MESSAGES)
 def test_decode_of_encode_is_the_message_itself(message):
     assert decode_message(encode_message(message)) == message

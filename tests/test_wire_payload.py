@@ -9,7 +9,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from consortium import sparse
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pfed.errors import RemoteProtocolError
@@ -39,6 +39,7 @@ def same(a: Payload, b: Payload) -> bool:
     return np.array_equal(a.indices, b.indices) and np.array_equal(a.values, b.values)
 
 
+@settings(max_examples=60)
 @given(payloads())
 def test_decode_of_encode_is_the_payload_itself(payload):
     data = encode_payload(payload)

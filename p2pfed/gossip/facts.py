@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from p2pfed.gossip.digests import DigestTree
 from p2pfed.identity.book import RosterBook
+from p2pfed.identity.roster import MAX_MEMBERS
 from p2pfed.identity.run import Run
 from p2pfed.wire.delta import Proof, SignedHeader
 from p2pfed.wire.messages import NAME_BYTES
@@ -143,14 +144,17 @@ class RunFacts:
         )
 
     def counted(self, round_: int) -> tuple[Counted, ...]:
-        """The deltas of a round that count, ordered by origin."""
+        """The deltas of a round that count, ordered by origin; at most as many as a roster lists.
+
+        Members that were exchanged in between could make it more; the first by peer id count then.
+        """
         counted = []
         for origin, signed in sorted(self._by_round.get(round_, {}).items()):
             roster = self._book.get(signed.header.roster_hash)
             member = roster.member(origin) if roster is not None else None
             if member is not None and member.trains and not self.is_out(origin, round_):
                 counted.append(Counted(signed.fact, origin, member.samples))
-        return tuple(counted)
+        return tuple(counted[:MAX_MEMBERS])
 
     def chain(self, round_: int) -> bytes:
         """Hash of all that is folded before `round_`, 32 bytes."""

@@ -87,10 +87,11 @@ class BootstrapList:
 
 
 def _read_peer(data: Any, where: str) -> BootstrapPeer:
-    if not isinstance(data, dict) or not set(data) <= {"name", "addrs"} or not data.get("addrs"):
+    addresses = data.get("addrs") if isinstance(data, dict) else None
+    if not addresses or not isinstance(addresses, list) or not set(data) <= {"name", "addrs"}:
         raise ConfigError(f"{where}: each [[peer]] has `name` and `addrs`, and nothing else")
     found = set()
-    for address in data["addrs"]:
+    for address in addresses:
         match = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
         if match is None or not 0 < int(match[1]) < 1 << 16:
             raise ConfigError(
@@ -106,4 +107,4 @@ def _read_peer(data: Any, where: str) -> BootstrapPeer:
         raise ConfigError(f"{where}: {error.what}", error.why) from error
     if len(found) != 1:
         raise ConfigError(f"{where}: the addresses of one peer name {len(found)} identities")
-    return BootstrapPeer(str(data.get("name", "")), found.pop(), tuple(data["addrs"]))
+    return BootstrapPeer(str(data.get("name", "")), found.pop(), tuple(addresses))

@@ -125,8 +125,14 @@ class DataDirectory:
 
         Raises:
             StateInUse: Another living daemon holds it.
+            ConfigError: The lock file cannot be written.
         """
-        with (self.root / "lock").open("a+", encoding="ascii") as file:
+        path = self.root / "lock"
+        try:
+            opened = path.open("a+", encoding="ascii")
+        except OSError as error:
+            raise ConfigError(f"cannot write {path}", error.strerror or str(error)) from error
+        with opened as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import sys
@@ -35,8 +36,10 @@ logger = logging.getLogger(__name__)
 FIRST_BACKOFF = 1.0
 MOST_BACKOFF = 60.0
 START_DEADLINE = 300.0  # importing torch and reading a hospital's data may take minutes
+ANSWER_DEADLINE = 86400.0  # of a large model a round may take hours; longer is a hang
 STOP_DEADLINE = 10.0
 MAX_LINE = 1 << 20
+_DIED = "the trainer died while it was working"
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the folder made in it is private
 
 
@@ -90,6 +93,8 @@ class Trainer:
         self._stream: trio.SocketStream | None = None
         self._buffer = bytearray()
         self._turn = trio.Lock()
+        self._life = trio.CancelScope()
+        self._breach = ""
 
     async def run(self) -> None:
         """Keep a trainer alive until cancelled."""
@@ -108,41 +113,50 @@ class Trainer:
 
     async def _one_life(self) -> None:
         ours, theirs = socket.socketpair()
-        with theirs:
-            command = [sys.executable, "-m", "p2pfed.training", "serve"]
-            command += ["--config", str(self._config), "--control-fd", str(theirs.fileno())]
-            command += ["--exchange", str(self.exchange)]
-            process = await trio.lowlevel.open_process(command, pass_fds=[theirs.fileno()])
-        self.pid = process.pid
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        try:
+            with theirs:
+                process = await self._started(theirs.fileno())
+        except OSError as error:  # no memory or no process left: the node lives on
+            self.problem = str(error)
+            await stream.aclose()
+            return
+        self.pid = process.pid
         self._buffer.clear()
+        self._life, self._breach = trio.CancelScope(), ""
+        problem = "it did not start in time"
         try:
             with trio.move_on_after(START_DEADLINE):
-                if await self._greeted(stream):
-                    self._stream = stream
-            if self._stream is None:
-                self.problem = self.problem or "it did not start in time"
-            else:
-                await process.wait()
-                self.problem = f"exit status {process.returncode}"
+                problem = await self._greeting(stream)
+            if not problem:
+                with self._life:
+                    await process.wait()
         finally:
             self._stream = None
-            self.pid = None
             await self._end(process, stream)
+            self.pid = None
+        self.problem = problem or self._breach or f"exit status {process.returncode}"
 
-    async def _greeted(self, stream: trio.SocketStream) -> bool:
+    async def _started(self, control: int) -> trio.Process:
+        command = [sys.executable, "-m", "p2pfed.training", "serve", "--config", str(self._config)]
+        command += ["--control-fd", str(control), "--exchange", str(self.exchange)]
+        return await trio.lowlevel.open_process(command, pass_fds=[control])
+
+    async def _greeting(self, stream: trio.SocketStream) -> str:
+        """Empty once it is ready, else what is wrong."""
         try:
             hello = await self._line(stream)
         except TrainerError as error:
-            self.problem = error.what
-            return False
+            return error.what
         if hello.get("event") != "ready":
             told = [str(hello.get(key, "")) for key in ("what", "why", "do")]
-            self.problem = "; ".join(text for text in told if text)
-            return False
+            return "; ".join(text for text in told if text) or "it said nothing of use"
+        if not re.fullmatch("[0-9a-f]{64}", str(hello.get("task_id"))):
+            return "it did not say which task it has"
+        self._stream = stream
         self.state, self.problem = "ready", ""
         self._on_ready(hello)
-        return True
+        return ""
 
     async def _end(self, process: trio.Process, stream: trio.SocketStream) -> None:
         with trio.CancelScope(shield=True):
@@ -166,27 +180,44 @@ class Trainer:
             if stream is None:
                 raise TrainerError("the trainer is not running", self.problem)
             try:
-                await stream.send_all(json.dumps(request).encode() + b"\n")
-                return await self._line(stream)
+                if self._buffer:
+                    raise TrainerError("the trainer spoke without being asked")
+                with trio.fail_after(ANSWER_DEADLINE):
+                    await stream.send_all(json.dumps(request).encode() + b"\n")
+                    return await self._line(stream)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                raise TrainerError("the trainer died while it was working") from error
+                self._end_life("")
+                raise TrainerError(_DIED) from error
+            except trio.TooSlowError as error:
+                self._end_life("it did not answer in time")
+                raise TrainerError("the trainer did not answer in time") from error
+            except TrainerError as error:
+                self._end_life(error.what)
+                raise
+
+    def _end_life(self, breach: str) -> None:
+        """Question and answer may be out of step from here on: only a new process helps."""
+        self._stream = None
+        self.state = "restarting"
+        self._breach = "" if breach == _DIED else breach
+        self._life.cancel()
 
     async def _line(self, stream: trio.SocketStream) -> dict[str, Any]:
         while b"\n" not in self._buffer:
             try:
                 received = await stream.receive_some(65536)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                raise TrainerError("the trainer died while it was working") from error
+                raise TrainerError(_DIED) from error
             self._buffer += received
             if not received:
-                raise TrainerError("the trainer died while it was working")
+                raise TrainerError(_DIED)
             if len(self._buffer) > MAX_LINE:
                 raise TrainerError("the trainer sent a line that is too long")
         line, _, rest = self._buffer.partition(b"\n")
         self._buffer = bytearray(rest)
         try:
             answer = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise TrainerError("the trainer sent something that is not JSON") from error
         if not isinstance(answer, dict):
             raise TrainerError("the trainer sent something that is not an object")

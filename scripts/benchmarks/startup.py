@@ -1,0 +1,123 @@
+"""Start and size: `p2pfed status` against bare Python, CPU and memory of a daemon."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from dense import cast_of, run_of
+from rows import Row, interleaved, parser, show
+
+from p2pfed.demo.federation import Daemon, Federation, wait_for
+from p2pfed.demo.plan import Cast, Hospital
+
+SIZES = (1_000_000, 10_000_000)
+STARTS = 5
+CALLS = 21
+TRAINERS = 3
+ROUNDS = 4
+DEADLINE = 600.0
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def main() -> int:
+    """Measure and print; returns the exit code."""
+    args = parser(__doc__).parse_args()
+    with tempfile.TemporaryDirectory(prefix="p2pfed-bench-") as folder:
+        rows, idle = _idle(Path(folder))
+        show(rows, as_json=args.json)
+    for size in SIZES:
+        with tempfile.TemporaryDirectory(prefix="p2pfed-bench-") as folder:
+            show([_peak(Path(folder), size, idle)], as_json=args.json)
+    return 0
+
+
+def _idle(folder: Path) -> tuple[list[Row], float]:
+    """A bootstrap-only daemon: how it starts, what it holds, how fast it answers."""
+    node = Hospital("Bootstrap", 0)
+    federation = Federation(folder / "net", Cast("", None, (node,), "", "", ""), epsilon="0")
+    federation.write_bootstrap()
+    daemon = federation.first
+    with federation.running():
+        cpu, resident = [], []
+        for _ in range(STARTS):
+            federation.start(daemon)
+            cpu.append(_cpu_seconds(daemon))
+            if len(cpu) == 1:
+                roster = federation.stewards.admit([daemon.member])
+                daemon.client.post("/v1/join", {"roster": roster.decode()})
+            time.sleep(2)  # beats and ticks have run
+            resident.append(_memory(daemon, "VmRSS"))
+            if len(cpu) < STARTS:
+                federation.stop(daemon)
+        socket = str(daemon.sockets / "admin.sock")
+        status, bare = interleaved(
+            [
+                lambda: _timed([*_command(), "--socket", socket, "status"]),
+                lambda: _timed([sys.executable, "-c", "pass"]),
+            ],
+            CALLS,
+        )
+    idle = statistics.median(resident)
+    return [
+        Row("status_command", status, "s", "python -c pass", status / bare, "lower"),
+        Row("daemon_cpu_until_ready", statistics.median(cpu), "s", better="lower"),
+        Row("network_process_memory", idle / 1e6, "MB", better="lower"),
+    ], idle
+
+
+def _peak(folder: Path, size: int, idle: float) -> Row:
+    """The largest network process of a network that trains a model of this size."""
+    federation = Federation(folder / "net", cast_of(size, TRAINERS), epsilon="0")
+    with federation.running():
+        federation.make_run("bench", run_of(ROUNDS), seed=0)
+        federation.write_bootstrap()
+        daemons = list(federation.daemons.values())
+        roster = federation.stewards.admit([d.member for d in daemons])
+        for daemon in daemons:
+            federation.start(daemon)
+            federation.enrol(daemon, roster)
+        wait_for(lambda: all(map(_finished, daemons)), DEADLINE, "the run ends")
+        peak = max(_memory(daemon, "VmHWM") for daemon in daemons)
+    name = f"network_process_memory.{size / 1e6:g}M_parameters.peak_above_idle"
+    return Row(name, (peak - idle) / size, "bytes per parameter", better="lower")
+
+
+def _command() -> list[str]:
+    script = Path(sys.executable).with_name("p2pfed")
+    return [str(script)] if script.exists() else [sys.executable, "-m", "p2pfed"]
+
+
+def _timed(command: list[str]) -> float:
+    began = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+def _finished(daemon: Daemon) -> bool:
+    status = daemon.status()
+    run = status["run"] if status is not None else None
+    return run is not None and run["model_round"] == run["rounds"]
+
+
+def _memory(daemon: Daemon, field: str) -> float:
+    assert daemon.process is not None
+    text = Path(f"/proc/{daemon.process.pid}/status").read_text()
+    line = next(line for line in text.splitlines() if line.startswith(f"{field}:"))
+    return 1024.0 * int(line.split()[1])
+
+
+def _cpu_seconds(daemon: Daemon) -> float:
+    """User and system time of the daemon, without its children."""
+    assert daemon.process is not None
+    fields = Path(f"/proc/{daemon.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+if __name__ == "__main__":
+    sys.exit(main())
