@@ -266,3 +266,15 @@ def test_the_demo_gets_its_options(capsys, monkeypatch):
             "json": True,
         }
     ]
+
+
+def test_init_writes_the_ledgers_path_down_so_that_no_environment_moves_the_budget(
+    capsys, folder, monkeypatch
+):
+    monkeypatch.setenv("P2PFED_HOME", str(folder / "here"))
+    code, _, _ = run(
+        capsys, "init", "--name", "x", "--dir", "node", "--task", "breast-cancer", "--epsilon", "3"
+    )
+    assert code == 0
+    monkeypatch.setenv("P2PFED_HOME", str(folder / "elsewhere"))
+    assert load_settings(folder / "node/p2pfed.toml").ledger_path == folder / "here/ledger.db"

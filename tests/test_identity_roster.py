@@ -202,10 +202,27 @@ def test_backfill_an_ancestor_is_believed_because_a_held_roster_names_it():
     book = net.book(3)
     assert book.missing == {net.rosters[1].hash}
     book.add(net.signed[1])
-    book.add(SignedDocument(net.rosters[0].encode()).encode())  # its hash says it all
+    book.add(net.signed[0])
     assert book.missing == frozenset()
     assert book.hashes == {r.hash for r in net.rosters}
     assert held(book) == 3
+
+
+def test_whatever_is_believed_is_restored_an_ancestor_without_its_signatures_is_not_believed():
+    """Its hash does not cover them: a peer could keep this node from ever starting again."""
+    net = Consortium(2)
+    book = RosterBook()
+    book.add(net.signed[1])
+    bare = net.rosters[0].encode()
+    for stripped in (bare, SignedDocument(bare).encode(), signed(bare, 0)):
+        with pytest.raises(FactRejected, match="its own"):
+            book.add(stripped)
+    assert book.missing == {net.rosters[0].hash}
+    book.add(net.signed[0])
+    again = RosterBook()
+    for roster_hash in sorted(book.hashes):
+        again.restore(book.signed(roster_hash) or b"")
+    assert again.hashes == book.hashes
 
 
 def test_what_is_held_already_is_no_news():

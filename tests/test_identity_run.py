@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from fractions import Fraction
 
@@ -173,3 +174,9 @@ def test_leaving_names_everyone_who_receives_and_what_it_costs():
 def test_a_run_id_is_no_part_of_what_is_signed():
     draft = NET.run_draft()
     assert replace(draft, run_id=b"x" * 32).encode() == draft.encode()
+
+
+def test_a_run_without_an_outer_optimiser_is_refused():
+    payload = json.loads(NET.run_draft().encode()) | {"outer": []}
+    with pytest.raises(FactRejected, match="outer"):
+        Run.decode(json.dumps(payload).encode())

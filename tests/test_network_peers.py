@@ -374,6 +374,16 @@ async def test_a_member_that_breaks_framing_is_disconnected_and_the_node_lives(f
         assert (await event(b, FrameReceived)).frame == b"still there"
 
 
+async def test_what_waits_for_a_slow_node_is_bounded_by_bytes():
+    limits = Limits()
+    assert limits.events * limits.max_frame <= 128 << 20
+    async with pair() as (a, b):
+        for _ in range(100):
+            assert a.send(b.peer_id, bytes(1000))
+        await trio.sleep(0.2)
+        assert b.events.statistics().current_buffer_used <= limits.events
+
+
 async def test_a_node_that_reads_no_events_holds_back_its_peer_and_no_other():
     # The stock muxer gives a sender up after 5 s without credit; this ends before that.
     limits = Limits(events=4, queue_bytes=64 << 20)

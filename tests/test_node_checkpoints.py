@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -213,6 +214,32 @@ def test_moments_that_are_not_finite_are_never_loaded(tmp_path, checkpoints):
         checkpoints.load(3)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"beta1_power": "0x1p99999"},
+        {"beta1_power": "nan"},
+        {"beta2_power": "inf"},
+        {"beta2_power": "-0x1p-3"},
+        "[" * 20_000,
+    ],
+)
+def test_what_a_peer_writes_into_a_checkpoint_is_never_more_than_a_fact_rejected(
+    tmp_path, checkpoints, said
+):
+    good = {"round": 3, "chain": chain(3).hex(), "beta1_power": "0x1p-1", "beta2_power": "0x1p-1"}
+    text = said if isinstance(said, str) else json.dumps(good | said)
+    state = a_state(3)
+    tensors = {"model": state.model, "first": state.first, "second": state.second}
+    aside = tmp_path / "aside"
+    save_file(tensors, aside, {"p2pfed": text})
+    name = f"{3:010d}-{chain(3).hex()}-{file_digest(aside).hex()}.safetensors"
+    aside.rename(tmp_path / name)
+    with pytest.raises(FactRejected):
+        checkpoints.load(3)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_checkpoint_that_is_gone_is_a_fact_rejected_and_no_surprise(tmp_path, checkpoints):
     with pytest.raises(FactRejected):
         checkpoints.load(3)
@@ -228,7 +255,9 @@ def test_foreign_files_in_the_folder_are_left_alone(tmp_path, checkpoints):
 # --- the genesis -------------------------------------------------------------------------------
 
 
-def genesis_file(folder: Path, vector: np.ndarray, run: Run, key: str = "model") -> tuple[Path, Run]:
+def genesis_file(
+    folder: Path, vector: np.ndarray, run: Run, key: str = "model"
+) -> tuple[Path, Run]:
     """A file and a run that names it."""
     path = folder / "genesis.safetensors"
     save_file({key: vector}, path)
@@ -329,7 +358,9 @@ def hospital(tmp_path):
         one.store.close()
 
 
-def hold_all(hospital: Hospital, rounds: int, but: frozenset[tuple[int, int]] = frozenset()) -> None:
+def hold_all(
+    hospital: Hospital, rounds: int, but: frozenset[tuple[int, int]] = frozenset()
+) -> None:
     for r in range(rounds):
         for i in range(3):
             if (r, i) not in but:

@@ -113,7 +113,7 @@ def test_a_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path, writes):
         done = int(process.stdout.readline())
     process.kill()
     rest, _ = process.communicate()
-    done = max([done, *map(int, rest.split())])
+    done = max([done, *map(int, rest.split(b"\n")[:-1])])  # the last line may be half
     data = path.read_bytes()
     assert data in {b"%08d" % n * 20_000 for n in (done, done + 1)}
 
@@ -199,3 +199,10 @@ def test_a_run_is_found_by_its_id_and_one_that_was_never_accepted_is_refused(tmp
     assert directory.runs() == [b"signed"]
     with pytest.raises(FactRejected, match="never accepted"):
         directory.run(b"\x02" * 32)
+
+
+def test_a_data_directory_that_others_can_look_into_is_refused(tmp_path):
+    folder = tmp_path / "wide"
+    folder.mkdir(mode=0o750)
+    with pytest.raises(ConfigError, match="mode 0750"):
+        DataDirectory(folder)

@@ -137,9 +137,7 @@ def test_a_header_that_rotted_on_the_disk_is_left_out_and_the_others_are_read(
     for i in range(3):
         store.keep_delta(consortium.delta(run, 0, i), durable=False)
     rotten = consortium.delta(run, 0, 1).fact
-    store._db.execute(
-        "UPDATE deltas SET signature = zeroblob(64) WHERE fact = ?", (rotten,)
-    )
+    store._db.execute("UPDATE deltas SET signature = zeroblob(64) WHERE fact = ?", (rotten,))
     assert {s.header.origin for s in store.headers(run.run_id)} == {peer_of(0), peer_of(2)}
     store.keep_delta(consortium.delta(run, 0, 1), durable=False)  # a peer sent it again
     assert len(store.headers(run.run_id)) == 3
@@ -203,7 +201,9 @@ def test_nobody_else_may_read_the_store_nor_its_journal(tmp_path, consortium):
     assert set(modes.values()) == {0o600}
 
 
-@pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\0" + b"\xff" * 5000])
+@pytest.mark.parametrize(
+    "content", [b"no database at all" * 100, b"SQLite format 3\0" + b"\xff" * 5000]
+)
 def test_a_damaged_store_is_a_configuration_error_in_three_lines(tmp_path, content):
     path = tmp_path / "store.db"
     path.write_bytes(content)

@@ -127,7 +127,9 @@ async def test_a_slow_answer_and_one_in_pieces_are_waited_for(playing):
 
 @pytest.mark.slow
 async def test_a_trainer_is_told_to_stop_and_killed_if_it_does_not(playing, tmp_path):
-    deaf = "import signal\nready()\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(600)\n"
+    deaf = (
+        "import signal\nready()\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(600)\n"
+    )
     async with playing(deaf) as (trainer, told):
         await told.until(lambda: told.ready)
         pid = trainer.pid
@@ -187,13 +189,24 @@ async def test_a_breach_is_one_error_and_one_restart(playing, breach, error, pro
             os.kill(first, 0)
 
 
+async def test_a_trainer_that_dies_while_a_question_is_on_its_way_is_one_error(playing, tmp_path):
+    """The question fills the socket, so it is still being sent when the process ends."""
+    dies = "ready()\nif life == 1:\n    time.sleep(0.1)\n    os._exit(3)\n" + OBEY
+    async with playing(dies) as (trainer, told):
+        await told.until(lambda: told.ready)
+        with trio.fail_after(20), pytest.raises(TrainerError, match="died"):
+            await trainer.ask({"op": "round", "run": "x" * 4_000_000})
+        await told.until(lambda: len(told.ready) == 2)
+        assert await asked(trainer) == {"event": "evaluated", "life": 2}
+
+
 BAD_STARTS = {
     "dies": "os._exit(9)",
-    "fails with words": 'send(\'{"event": "failed", "what": "no data", "why": "w", "do": "d"}\\n\')',
+    "fails with words": 'send(\'{"event": "failed", "what": "no data", "why": ""}\\n\')',
     "talks garbage": "send('garbage\\n')",
-    "is ready without a task": "send('{\"event\": \"ready\"}\\n')",
-    "is ready with half a task": "send('{\"event\": \"ready\", \"task_id\": \"abc\"}\\n')",
-    "is ready with a number": "send('{\"event\": \"ready\", \"task_id\": 7}\\n')",
+    "is ready without a task": 'send(\'{"event": "ready"}\\n\')',
+    "is ready with half a task": 'send(\'{"event": "ready", "task_id": "abc"}\\n\')',
+    "is ready with a number": 'send(\'{"event": "ready", "task_id": 7}\\n\')',
     "hangs up": "control.close(); lines.close(); time.sleep(600)",
 }
 

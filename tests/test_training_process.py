@@ -88,8 +88,9 @@ class Trainer:
         self.socket = folder / "t.sock"
         lines = ['[node]\nname = "a"\ndata_dir = "."', "[train]"]
         lines += ['task = "test_training_process:Canary"', 'data = "."', 'socket = "t.sock"']
-        lines += ['device = "cpu"', "[privacy]", 'epsilon = "10"', 'ledger = "ledger.db"']
-        lines += [f"{key} = {value}" for key, value in privacy.items()]
+        lines += ['device = "cpu"', "[privacy]", 'epsilon = "10"']
+        privacy = {"ledger": '"ledger.db"', **privacy}
+        lines += [f"{key} = {value}" for key, value in privacy.items() if value is not None]
         config = folder / "node.toml"
         config.write_text("\n".join(lines))
         ours, theirs = socket.socketpair()
@@ -99,9 +100,13 @@ class Trainer:
         self.process = subprocess.Popen(
             command,
             pass_fds=[theirs.fileno()],
-            env={**os.environ, "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            env={
+                **os.environ,
+                "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}",
+                "P2PFED_HOME": str(folder / "home" / "state"),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         theirs.close()
         self.control, self._stream, self.seen = ours, ours.makefile("rb"), b""
@@ -139,13 +144,13 @@ class Trainer:
         return self.end()
 
     def end(self):
-        """Wait for the process and give back its standard error."""
+        """Wait for the process and give back what it wrote to its standard output and error."""
         self.process.wait(30)
-        if not self.process.stderr.closed:
-            self.error = self.process.stderr.read().decode()
-        for held in (self._stream, self.control, self.process.stderr):
+        if not self.process.stdout.closed:
+            self.output = self.process.stdout.read().decode()
+        for held in (self._stream, self.control, self.process.stdout):
             held.close()
-        return self.error
+        return self.output
 
 
 @pytest.fixture
@@ -213,6 +218,9 @@ def test_nothing_private_crosses_the_control_socket(start):
     for word in (b"accuracy", b"loss", b"seconds", b"patient"):
         assert word not in trainer.seen
     assert str(CANARY) not in trainer.end()
+    log = trainer.folder / "t.log"
+    assert f"a task may print {CANARY}" in log.read_text()
+    assert log.stat().st_mode & 0o777 == 0o600
 
 
 def test_requests_that_cannot_be_read_are_answered_and_survived(start, tmp_path):
@@ -297,7 +305,29 @@ def test_a_trainer_that_cannot_start_says_why_without_a_patients_value(start, tm
     assert failed["event"] == "failed"
     assert "ValueError" in failed["what"]
     assert str(CANARY) not in json.dumps(failed)
+    assert str(CANARY) not in trainer.end()
+    assert str(CANARY) in (tmp_path / "t.log").read_text()
+    assert trainer.process.returncode == 1
+
+
+@pytest.mark.parametrize("what", ["folder", "link"])
+def test_a_log_that_is_no_file_of_ours_is_refused(start, tmp_path, what):
+    log, elsewhere = tmp_path / "t.log", tmp_path / "elsewhere"
+    elsewhere.write_text("kept")
+    log.mkdir() if what == "folder" else log.symlink_to(elsewhere)
+    trainer = start()
+    assert "cannot write the trainer's log" in trainer.read()["what"]
     assert trainer.process.wait(30) == 1
+    assert elsewhere.read_text() == "kept"
+
+
+def test_the_ledgers_own_folder_is_made_and_one_that_was_named_is_not(start, tmp_path):
+    named = start(ledger='"missing/ledger.db"')
+    assert "cannot be opened" in named.read()["what"]
+    assert not (tmp_path / "missing").exists()
+    named.end()
+    assert start(ledger=None).read()["event"] == "ready"
+    assert (tmp_path / "home" / "state").stat().st_mode & 0o777 == 0o700
 
 
 def test_a_second_trainer_on_one_ledger_is_refused_and_the_first_lives(start):

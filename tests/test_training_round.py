@@ -19,7 +19,7 @@ from p2pfed.tasks.breast_cancer import BreastCancer
 from p2pfed.training.contributions import PatientContributions
 from p2pfed.training.local import initial_vector, train_local
 from p2pfed.training.round import Exhausted, Hospital, Refused, Released, Skipped
-from p2pfed.training.task import task_id
+from p2pfed.training.task import Split, TaskData, task_id
 from p2pfed.wire.payload import decode_payload
 
 SAMPLES = 116
@@ -228,11 +228,27 @@ class Normed(BreastCancer):
         return nn.Sequential(nn.BatchNorm1d(30), nn.Linear(30, 1), nn.Flatten(0))
 
 
-@pytest.mark.parametrize("changes", [{}, NONE])
-def test_a_loss_that_is_not_a_number_skips_the_round_and_spends_nothing(hospital_with, changes):
+def test_formal_guarantee_no_patient_decides_whether_a_round_is_released(tmp_path):
+    """A model whose sums meet both infinities is NaN for all patients but one of zeros."""
+    view = np.zeros(31, np.float32)
+    view[0:30:2], view[1:30:2] = 3e38, -3e38
+    for exception in (False, True):
+        x = torch.ones(20, 30)
+        x[7] *= not exception
+        split = Split(x, torch.zeros(20), torch.arange(20))
+        with Ledger.open(tmp_path / f"{exception}.db") as ledger:
+            hospital = Hospital(
+                make_settings(tmp_path), BreastCancer(), TaskData(split, split), ledger
+            )
+            result = hospital.run_round(make_run(), 0, view, samples=20)
+            assert isinstance(result, Released)
+            assert (hospital.spent.debits, hospital.unusable) == (1, 20 - exception)
+
+
+def test_without_privacy_a_loss_that_is_not_a_number_skips_the_round(hospital_with):
     task = Overflowing()
     hospital = hospital_with(task, allow_none=True)
-    run = make_run(task_id=task_id(task), **changes)
+    run = make_run(task_id=task_id(task), **NONE)
     result = hospital.run_round(run, 0, VIEW, samples=SAMPLES)
     assert isinstance(result, Skipped)
     assert not any(character.isdigit() for character in result.reason)

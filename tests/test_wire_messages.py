@@ -17,6 +17,8 @@ from p2pfed.wire.codec import MAX_FRAME, MAX_ITEMS, pack, unpack
 from p2pfed.wire.delta import Delta, Proof
 from p2pfed.wire.messages import (
     DOCUMENTS,
+    MAX_NAMES,
+    MAX_RANGES,
     Ack,
     Addresses,
     AskCheckpoints,
@@ -182,6 +184,27 @@ def test_an_array_that_is_too_long_is_refused():
     assert unpack(pack(*range(MAX_ITEMS)), "x").integer() == 0
     with pytest.raises(RemoteProtocolError):
         unpack(pack(*range(MAX_ITEMS + 1)), "x")
+
+
+def test_a_frame_of_many_small_arrays_is_refused_before_it_fills_the_memory():
+    """16 MiB of them took 430 MiB."""
+    inner = b"\xdc\x10\x00" + b"\x91\xc0" * MAX_ITEMS
+    bomb = b"\xdc\x01\x00" + inner * 256
+    tracemalloc.start()
+    try:
+        with pytest.raises(RemoteProtocolError):
+            decode_message(bomb)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_fullest_message_of_each_kind_is_read():
+    facts = tuple(bytes([i % 256]) for i in range(MAX_NAMES))
+    addresses = tuple((f"p{i}", tuple("abcdefghijklmnop")) for i in range(1024))
+    ranges = tuple(Range(i, 1, bytes(16)) for i in range(MAX_RANGES))
+    for full in (Facts(facts, facts, facts), Addresses(addresses), Digest(bytes(32), 9, ranges)):
+        assert decode_message(encode_message(full)) == full
 
 
 @pytest.mark.parametrize(

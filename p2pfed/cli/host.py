@@ -54,7 +54,7 @@ def init(parser: ArgumentParser) -> None:
 
 def _init(args: Namespace) -> None:
     from p2pfed.cli.template import configuration
-    from p2pfed.config import load_settings
+    from p2pfed.config import default_state_dir, load_settings
     from p2pfed.identity.keys import NodeKey, write_private
 
     folder = _folder(args.dir)
@@ -71,6 +71,7 @@ def _init(args: Namespace) -> None:
         data=None if args.data is None else str(Path(args.data).absolute()),
         epsilon=args.epsilon,
         options=dict(_option(text) for text in args.option),
+        ledger=str(default_state_dir() / "ledger.db") if args.task else None,
     )
     write_private(config_file, text.encode())
     try:

@@ -47,7 +47,7 @@ device = "auto"                # auto, cpu or cuda
 delta = 1e-5
 unit = "patient"
 allow_none = false             # true: also accept runs that release unprotected updates
-# ledger = "/var/lib/p2pfed/ledger.db"   # one per data set, shared by all nodes that train on it
+{ledger_line}
 
 [log]
 level = "info"                 # debug, info, warning or error
@@ -62,6 +62,7 @@ def configuration(
     data: str | None,
     epsilon: str | None,
     options: Mapping[str, str | int],
+    ledger: str | None,
 ) -> str:
     """The text of a new configuration.
 
@@ -72,6 +73,7 @@ def configuration(
         data: Path of the hospital's data.
         epsilon: Lifetime budget as a decimal number.
         options: What the task wants to know of this hospital.
+        ledger: Absolute path of the privacy ledger, written down so that no environment moves it.
     """
     return _TEMPLATE.format(
         name=_text(name),
@@ -91,6 +93,12 @@ def configuration(
             if epsilon is None
             else f"epsilon = {_text(epsilon)}   # lifetime budget of the data set, over all runs"
         ),
+        ledger_line=(
+            '# ledger = "/var/lib/p2pfed/ledger.db"'
+            if ledger is None
+            else f"ledger = {_text(ledger)}"
+        )
+        + "   # one per data set, shared by all nodes that train on it",
     )
 
 

@@ -43,6 +43,7 @@ __all__ = ["Daemon", "Federation", "Stewards", "wait_for"]
 
 START_DEADLINE = 90.0
 POLL = 0.2
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stewards:
@@ -226,7 +227,7 @@ class Federation:
 
     def start(self, daemon: Daemon) -> None:
         """Start a daemon and wait until its socket answers."""
-        with (daemon.folder / "daemon.log").open("ab") as log:
+        with (daemon.folder / "daemon.log").open("ab") as log, _undisturbed():
             daemon.process = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-m", "p2pfed", "node", "-c", str(daemon.folder / "p2pfed.toml")],
                 stdin=subprocess.DEVNULL,
@@ -287,12 +288,26 @@ class Federation:
         try:
             yield self
         finally:
-            before = signal.signal(
-                signal.SIGINT, signal.SIG_IGN
-            )  # a second Ctrl-C must not stop this
+            # A second Ctrl-C must not stop this.
+            before = {number: signal.signal(number, signal.SIG_IGN) for number in _STOPS}
             self.stop_all()
             shutil.rmtree(self._sockets, ignore_errors=True)
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Put off Ctrl-C for a moment: a process that has begun must be known before we unwind."""
+    arrived: list[int] = []
+    before = {n: signal.signal(n, lambda number, _: arrived.append(number)) for n in _STOPS}
+    try:
+        yield
+    finally:
+        for stop, handler in before.items():
+            signal.signal(stop, handler)
+    for late in arrived:
+        signal.raise_signal(late)
 
 
 def _signal_group(daemon: Daemon, number: signal.Signals) -> None:

@@ -78,14 +78,13 @@ class RunFacts:
         return None
 
     def add_proof(self, proof: Proof) -> bool:
-        """Take in a verified proof; returns whether it says more than what is held."""
+        """Take in a verified proof; returns whether it says more than what is held.
+
+        Of many proofs for one round any one will do: who signs a thousand headers makes one proof.
+        """
         origin, round_ = proof.first.header.origin, proof.first.header.round
         held = self._proofs.get(origin)
-        if held is not None and (held.first.header.round, held.first.fact, held.second.fact) <= (
-            round_,
-            proof.first.fact,
-            proof.second.fact,
-        ):
+        if held is not None and held.first.header.round <= round_:
             return False
         self._proofs[origin] = proof
         for r, origins in self._by_round.items():
@@ -120,6 +119,12 @@ class RunFacts:
     def newest_rounds(self) -> dict[str, int]:
         """The round of each origin's newest delta."""
         return dict(self._newest)
+
+    def headers_of(self, origin: str) -> list[SignedHeader]:
+        """All headers of one origin, by round."""
+        return [
+            origins[origin] for _, origins in sorted(self._by_round.items()) if origin in origins
+        ]
 
     def num_of(self, origin: str) -> int:
         """How many deltas of one origin are held."""

@@ -96,6 +96,7 @@ class Progress:
         self._asked_since: float | None = None
         self._first_offer = float("inf")
         self._fetching: CheckpointOffer | None = None
+        self._newcomer = joining
         if not joining:
             self._go_to(round_)
 
@@ -252,6 +253,9 @@ class Progress:
         self.folded = folded
         if self.phase is Phase.FOLDING:
             self.phase = Phase.GATHERING if folded.round == self.round else Phase.WAITING
+            newcomer, self._newcomer = self._newcomer, False
+            if newcomer and self.round > 0:  # it may have lost its store: its own deltas of this
+                self._last_asked = self.round  # round come back first, so it sits this one out
 
     def _maybe_refold(self, now: float) -> list[Effect]:
         folded = self.folded
@@ -275,8 +279,8 @@ class Progress:
             return []
         if now < self._last_train + self.facts.run.min_round_interval_s:
             return []
-        self._last_train = now
         self._last_asked = self.round
+        self._last_train = now
         self.training = Trained(self.round, roster.hash, self.folded.model_hash, member.samples)
         return [Train(self.round, member.samples)]
 

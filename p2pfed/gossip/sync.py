@@ -21,6 +21,7 @@ from p2pfed.gossip.events import Effect, Send, SendStored
 from p2pfed.gossip.facts import RunFacts
 from p2pfed.identity.book import RosterBook
 from p2pfed.identity.signing import fact_hash
+from p2pfed.wire.codec import pack
 from p2pfed.wire.messages import (
     DOCUMENTS,
     HASH_BYTES,
@@ -72,11 +73,15 @@ class Sync:
     # --- documents -----------------------------------------------------------------------------
 
     def _documents(self) -> dict[bytes, tuple[str, bytes]]:
-        """Name -> (kind, bytes) of all rosters and proofs."""
+        """Name -> (kind, bytes) of all rosters and proofs.
+
+        A proof is named by what it proves, so that two peers with two proofs of it are in step.
+        """
         found = {h[:NAME_BYTES]: ("roster", self._book.signed(h) or b"") for h in self._book.hashes}
         for proof in self._facts.proofs if self._facts is not None else ():
-            data = proof.encode()
-            found[fact_hash(data)[:NAME_BYTES]] = ("proof", data)
+            header = proof.first.header
+            proven = pack(header.run_id, header.origin, header.round)
+            found[fact_hash(proven)[:NAME_BYTES]] = ("proof", proof.encode())
         return found
 
     def documents_digest(self) -> bytes:

@@ -1,9 +1,10 @@
 """Which rosters a node believes.
 
-Invariants. A roster newer than all held is believed when k stewards of the newest held one signed
-it (and k of its own); an older one is believed when a held roster names it as its `previous`. What
-is believed is never forgotten: deltas name the roster version that fixes their weight. The first
-roster comes from the operator's hand, or carries the network id that the operator pinned.
+Invariants. Every believed roster is signed by k of its own stewards. One newer than all held is
+believed when k stewards of the newest held one signed it as well; an older one when a held roster
+names it as its `previous`. What is believed is never forgotten: deltas name the roster version that
+fixes their weight. The first roster comes from the operator's hand, who has to know that it is the
+right one: a pinned network id shows a mix-up, not a forgery, for a later version only claims it.
 """
 
 from __future__ import annotations
@@ -50,6 +51,10 @@ class RosterBook:
     def has_listed(self, peer_id: str) -> bool:
         """Whether any believed roster lists this peer as a member."""
         return peer_id in self._ever_listed
+
+    def newest_first(self) -> list[Roster]:
+        """All believed rosters."""
+        return sorted(self._rosters.values(), key=lambda roster: -roster.version)
 
     @property
     def hashes(self) -> frozenset[bytes]:
@@ -114,13 +119,15 @@ class RosterBook:
                 f"this node belongs to {self._network_id.hex()[:16]}…",
                 "check that the bootstrap list and the roster come from the same consortium",
             )
+        # An ancestor's hash vouches for what it says, not for the signatures it came with; without
+        # them nobody could restore it.
+        if not roster.enough_signatures(document):
+            raise _too_few(roster, roster, "its own")
         if roster.hash not in self.missing:
             self._check_newer(roster, document)
         return roster
 
     def _check_newer(self, roster: Roster, document: SignedDocument) -> None:
-        if not roster.enough_signatures(document):
-            raise _too_few(roster, roster, "its own")
         held = self._current
         if held is None:
             return

@@ -235,7 +235,7 @@ class Roster:
     def enough_signatures(self, document: SignedDocument) -> bool:
         """Whether k of this roster's stewards signed the document as a roster."""
         known = {s.key for s in self.stewards}
-        return len(known & document.signers(ROSTER)) >= self.threshold
+        return len(document.signers(ROSTER, among=known)) >= self.threshold
 
 
 def _read_time(text: str) -> dt.datetime:

@@ -11,6 +11,7 @@ A hospital accepts a run by name after it was shown `leaving`: what will leave t
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -20,7 +21,7 @@ from p2pfed.identity.fields import Fields, encode_payload, read_payload
 from p2pfed.identity.roster import Roster
 from p2pfed.identity.signing import RUN, SignedDocument, fact_hash
 
-__all__ = ["MECHANISMS", "Outer", "Run", "check_signed_run"]
+__all__ = ["MECHANISMS", "Outer", "Run", "check_kept_run", "check_signed_run"]
 
 KIND = "p2pfed.run/1"
 MECHANISMS = ("svt", "gaussian", "none")
@@ -137,7 +138,7 @@ class Run:
             segment_blocks=fields.integer("segment_blocks", low=1, high=1 << 16),
             select_share=fields.fraction("select_share", low=zero, high=one),
             top_fraction=fields.fraction("top_fraction", low=zero, high=one),
-            outer=fields.many("outer", _read_outer, most=1)[0],
+            outer=_read_one_outer(fields),
             robust=fields.one_of("robust", ROBUST),
             quorum=fields.number("quorum", low=0.0, high=1.0),
             min_live=fields.number("min_live", low=0.0, high=1.0),
@@ -266,13 +267,34 @@ def check_signed_run(signed: bytes, roster: Roster) -> Run:
             f"this node belongs to {roster.network_id.hex()[:16]}…",
         )
     known = {s.key for s in roster.stewards}
-    if len(known & document.signers(RUN)) < roster.threshold:
+    if len(document.signers(RUN, among=known)) < roster.threshold:
         raise FactRejected(
             f"run {run.name!r} is not signed by {roster.threshold} stewards of the roster",
             "anyone could have written it",
             "ask the stewards to sign it: p2pfed run sign FILE",
         )
     return run
+
+
+def check_kept_run(signed: bytes, rosters: Iterable[Roster]) -> Run:
+    """Read a run file that was accepted earlier: k stewards of any believed roster signed it.
+
+    The stewards may have changed since; what was agreed stays agreed.
+
+    Args:
+        signed: The exact bytes of the file.
+        rosters: All believed rosters, newest first; at least one.
+
+    Raises:
+        FactRejected: No roster vouches for it.
+    """
+    refusals = []
+    for roster in rosters:
+        try:
+            return check_signed_run(signed, roster)
+        except FactRejected as error:
+            refusals.append(error)
+    raise refusals[0]
 
 
 def _epsilon_of_one_round(run: Run) -> float:
@@ -294,6 +316,13 @@ def _decimal(value: Fraction) -> str:
     if Fraction(text) != value:
         raise FactRejected(f"{value} is not a short decimal", "write it as e.g. 0.25")
     return text
+
+
+def _read_one_outer(fields: Fields) -> Outer:
+    found = fields.many("outer", _read_outer, most=1)
+    if not found:
+        raise FactRejected(f"{KIND}: outer is empty", "expected a list of one object")
+    return found[0]
 
 
 def _read_outer(fields: Fields) -> Outer:

@@ -11,6 +11,7 @@ line `PUBLICKEY SIGNATURE` (hex) for each signer. What the payload means is in `
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Container
 from dataclasses import dataclass
 
 from nacl.exceptions import BadSignatureError
@@ -118,10 +119,12 @@ class SignedDocument:
         kept = tuple(pair for pair in self.signatures if pair[0] != key)
         return SignedDocument(self.payload, (*kept, (key, sign(seed, person, self.payload))))
 
-    def signers(self, person: bytes) -> frozenset[bytes]:
-        """Public keys whose signature verifies; a key that signed twice counts once."""
-        return frozenset(
-            key
-            for key, signature in self.signatures
-            if verifies(key, person, self.payload, signature)
-        )
+    def signers(self, person: bytes, *, among: Container[bytes] | None = None) -> frozenset[bytes]:
+        """Public keys whose signature verifies; a key that signed twice counts once.
+
+        Args:
+            person: The format.
+            among: Check these keys only, so that a stranger's signatures cost nothing.
+        """
+        checked = {k: s for k, s in self.signatures if among is None or k in among}
+        return frozenset(k for k, s in checked.items() if verifies(k, person, self.payload, s))

@@ -22,7 +22,7 @@ class Limits:
     # Two of the longest frames, so that one may wait while one is on its way.
     queue_bytes: int = 32 * _MIB
     queue_frames: int = 256  # an anti-entropy burst of one round among 64 hospitals, four times
-    events: int = 256
+    events: int = 8  # eight of the longest frames are 128 MiB; a slow node holds no more
     # TCP, Noise and yamux need 4 round trips; 3 s are enough at 500 ms each.
     upgrade_seconds: float = 3.0
     stranger_seconds: float = 3.0

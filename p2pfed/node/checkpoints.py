@@ -79,7 +79,15 @@ class DiskCheckpoints:
             raise FactRejected(f"there is no checkpoint of round {round_}")
         try:
             return self._read(file)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        except (
+            SafetensorError,
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            OverflowError,  # a peer wrote it: 0x1p99999
+            RecursionError,  # and a thousand brackets
+        ) as error:
             file.path.unlink(missing_ok=True)
             raise FactRejected(
                 f"the checkpoint {file.path.name} is damaged", str(error), "it will be made again"
@@ -103,6 +111,8 @@ class DiskCheckpoints:
         _check(state.model, size, "int32")
         _check(state.first, moments, "float64")
         _check(state.second, moments, "float64")
+        if not all(0 <= power <= 1 for power in (state.beta1_power, state.beta2_power)):
+            raise ValueError("a decay's power is not from 0 to 1")
         if said["round"] != checkpoint.round or said["chain"] != checkpoint.chain.hex():
             raise ValueError("its metadata names another round or chain")
         return state

@@ -17,6 +17,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,10 +67,17 @@ class DataDirectory:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             for name in ("rosters", "runs", "blobs", "checkpoints"):
                 (root / name).mkdir(mode=0o700, exist_ok=True)
+            mode = stat.S_IMODE(root.stat().st_mode)
         except OSError as error:
             raise ConfigError(
                 f"cannot use the data directory {root}", error.strerror or str(error)
             ) from error
+        if mode & 0o077:
+            raise ConfigError(
+                f"the data directory {root} has mode {mode:04o}",
+                "others on this machine could look into it",
+                f"run: chmod 700 {root}",
+            )
 
     @property
     def store(self) -> Path:

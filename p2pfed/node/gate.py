@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
+from p2pfed.errors import FactRejected
 from p2pfed.gossip.events import RosterOffered
 from p2pfed.node.directory import DataDirectory
 from p2pfed.node.shell import Shell
 
 __all__ = ["RosterGate"]
+
+logger = logging.getLogger(__name__)
 
 
 class RosterGate:
@@ -40,6 +44,11 @@ class RosterGate:
         """
         if self.shell is None or not self.shell.present or self.shell.core.book.current is None:
             return False
+        try:
+            self.shell.core.book.check(signed)
+        except FactRejected as error:
+            logger.info("a roster offered by %s is rejected: %s", peer, error.what)
+            return self.is_member(peer)
         self.shell.feed(RosterOffered(signed))
         return self.is_member(peer)
 

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from p2pfed.errors import FactRejected
 from p2pfed.gossip.events import Fold, Folded
-from p2pfed.gossip.fold import model_hash, view_of
+from p2pfed.gossip.fold import ModelState, model_hash, view_of
 from p2pfed.gossip.replay import Replay
 from p2pfed.identity.run import Run
 from p2pfed.node.checkpoints import DiskCheckpoints, read_genesis
@@ -60,17 +60,19 @@ class Model:
             FactRejected: The genesis file was damaged since the start.
             ConfigError: A stored delta was.
         """
-        while True:
-            held = self.checkpoints.chains()
-            try:
-                state = self._replay.fold(wanted)
-                break
-            except FactRejected:
-                if self.checkpoints.chains() == held:
-                    raise  # the genesis, then
-                # A damaged checkpoint is gone now; the fold starts from an older one.
+        state = self._state(wanted)
         if self._view is not None:
             aside = self._view.with_suffix(".tmp")
             save_file({"model": view_of(state, self._run.grid_bits)}, aside)
             aside.replace(self._view)
         return Folded(wanted.round, self._replay.chain, model_hash(state))
+
+    def _state(self, wanted: Fold) -> ModelState:
+        while True:
+            held = self.checkpoints.chains()
+            try:
+                return self._replay.fold(wanted)
+            except FactRejected:
+                if self.checkpoints.chains() == held:
+                    raise  # the genesis, then
+                # A damaged checkpoint is gone now; the fold starts from an older one.

@@ -22,8 +22,8 @@ from p2pfed.gossip.events import (
     TrainerChanged,
 )
 from p2pfed.identity.bootstrap import BootstrapList
-from p2pfed.identity.run import Run, check_signed_run
-from p2pfed.node.checkpoints import DiskCheckpoints
+from p2pfed.identity.run import Run, check_kept_run, check_signed_run
+from p2pfed.node.checkpoints import DiskCheckpoints, read_genesis
 from p2pfed.node.directory import DataDirectory, file_digest, write_durably
 from p2pfed.node.model import Model
 from p2pfed.node.shell import Shell
@@ -35,6 +35,21 @@ logger = logging.getLogger(__name__)
 
 GENESIS_RETRY = 1.0  # seconds between rounds of asking the peers for the genesis
 _HEADER_ROOM = 1 << 20  # a safetensors header may be as long
+
+
+def _is_whole(genesis: Path, digest: bytes) -> bool:
+    """Whether the file is there; one that rotted is removed, so that it is fetched again."""
+    if not genesis.exists():
+        return False
+    if file_digest(genesis) == digest:
+        return True
+    genesis.unlink()
+    return False
+
+
+def _most_bytes(run: Run) -> int:
+    """The longest genesis file of a run."""
+    return 4 * run.num_parameters + _HEADER_ROOM
 
 
 class Operator(View):
@@ -71,7 +86,7 @@ class Operator(View):
             return
         try:
             signed = self._directory.run(bytes.fromhex(run_id))
-            self._begin(check_signed_run(signed, roster), signed)
+            self._begin(check_kept_run(signed, self._core.book.newest_first()), signed)
         except FactRejected as error:
             self._shell.log.add("run.rejected", {"reason": error.what})
 
@@ -93,11 +108,10 @@ class Operator(View):
         """Get the genesis, then start; ends when another run is accepted."""
         shell, genesis = self._shell, self._directory.blob(run.genesis)
         with scope:
-            while not genesis.exists():
+            while not await trio.to_thread.run_sync(_is_whole, genesis, run.genesis):
                 shell.awaited = f"run {run.name!r} waits for its first model from a peer"
                 present = tuple(p.peer_id for p in self._core.membership.present())
-                most = 4 * run.num_parameters + _HEADER_ROOM
-                if not await shell.fetch(present, run.genesis, genesis, max_bytes=most):
+                if not await shell.fetch(present, run.genesis, genesis, max_bytes=_most_bytes(run)):
                     await trio.sleep(GENESIS_RETRY)
             checkpoints = DiskCheckpoints(self._directory.checkpoints(run.run_id), run)
             view = shell.trainer.exchange / "view.safetensors" if shell.trainer else None
@@ -133,7 +147,7 @@ class Operator(View):
         for signed in self._directory.runs() if roster is not None else []:
             assert roster is not None
             try:
-                run = check_signed_run(signed, roster)
+                run = check_kept_run(signed, self._core.book.newest_first())
             except FactRejected as error:
                 logger.warning("a kept run file does not verify any more: %s", error.what)
                 continue
@@ -156,22 +170,26 @@ class Operator(View):
     ) -> dict[str, Any]:
         """Join the network, or come back to it after `leave`."""
         lists = [BootstrapList.of(data, "the bootstrap list") for data in bootstrap]
-        if roster is not None:
-            await self.offer_roster(roster)
-        current = self._core.book.current
-        if current is None:
+        offered = None if roster is None else self._core.book.check(roster)
+        believed = offered or self._core.book.current
+        if believed is None:
             raise PolicyError(
                 "this node holds no roster",
                 "without it nobody can be told from a stranger",
                 "ask a steward for it, then run: p2pfed join --roster FILE --bootstrap FILE",
             )
         for listed in lists:
-            if listed.network_id and listed.network_id != current.network_id.hex():
+            if listed.network_id and listed.network_id != believed.network_id.hex():
                 raise PolicyError(
                     f"the bootstrap list is of the network {listed.network_id[:16]}…",
-                    f"the roster is of {current.network_id.hex()[:16]}…",
+                    f"the roster is of {believed.network_id.hex()[:16]}…",
                     "use the list that came with the roster",
                 )
+        # Nothing is refused from here on; so a refused join has changed nothing.
+        if roster is not None:
+            await self.offer_roster(roster)
+        current = self._core.book.current or believed
+        for listed in lists:
             for peer in listed.peers:
                 self._shell.store.keep_addresses(peer.peer_id, peer.addresses)
         self._shell.store.remember("left", False)
@@ -237,11 +255,12 @@ class Operator(View):
 
     def _take_genesis(self, run: Run, genesis: Path) -> None:
         try:
-            if file_digest(genesis) != run.genesis:
-                raise FactRejected(
+            if not genesis.is_file() or genesis.stat().st_size > _most_bytes(run):
+                raise FactRejected(  # a pipe or a device would be read for ever
                     f"{genesis} is not the genesis of run {run.name!r}",
-                    "its hash is not the one that the stewards signed",
+                    f"it is no file of at most {_most_bytes(run)} bytes",
                 )
+            read_genesis(genesis, run)
             write_durably(self._directory.blob(run.genesis), genesis.read_bytes())
         except OSError as error:
             raise FactRejected(f"cannot read the genesis {genesis}", str(error)) from error

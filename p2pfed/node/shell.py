@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, assert_never
@@ -102,6 +103,7 @@ class Shell:
         self.awaited = ""  # what an accepted run still waits for, for people
         self._directory = directory
         self._nursery = nursery
+        self._fold_turn = trio.Lock()  # a run accepted again must not meet its own last fold
         self.wall = wall
 
     def begin(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
@@ -152,6 +154,8 @@ class Shell:
     def _hear_frame(self, event: FrameReceived) -> None:
         try:
             self.feed(Received(event.peer, event.frame))
+        except sqlite3.Error:
+            raise  # what is believed must be stored: better stop than go on with a hole
         except Exception:
             logger.exception("bug while handling a frame of %s; hanging up", event.peer)
             self._nursery.start_soon(self.network.disconnect, event.peer)
@@ -201,7 +205,8 @@ class Shell:
         for fact in effect.deltas:
             data = self.store.delta(fact).encode()
             if batch and size + len(data) > _FACTS_BYTES // 8:
-                self.network.send(effect.peer, encode_message(Facts(tuple(batch), (), ())))
+                if not self.network.send(effect.peer, encode_message(Facts(tuple(batch), (), ()))):
+                    return  # its queue is full; it will ask again
                 batch, size = [], 0
             batch.append(data)
             size += len(data) + 16
@@ -213,8 +218,9 @@ class Shell:
     async def _fold(self, effect: Fold) -> None:
         model = self.model
         assert model is not None
-        folded = await trio.to_thread.run_sync(model.fold, effect)
-        offers = await trio.to_thread.run_sync(model.checkpoints.offers)
+        async with self._fold_turn:
+            folded = await trio.to_thread.run_sync(model.fold, effect)
+            offers = await trio.to_thread.run_sync(model.checkpoints.offers)
         if model is not self.model:
             return  # another run was accepted meanwhile
         self._remember_adopted()
@@ -264,6 +270,10 @@ class Shell:
         if answer["event"] != "released":
             reason = answer.get("reason") or answer.get("what") or "no reason given"
             return TrainingEnded(round_, str(answer["event"]), str(reason))
+        head = bytes.fromhex(answer["ledger_head"])
+        meant = (round_, self.run.run_id.hex(), self.run.mechanism, 32)
+        if (answer["round"], answer["run_id"], answer["mechanism"], len(head)) != meant:
+            raise ValueError("the trainer released something that it was not asked for")
         path = self.trainer.exchange / Path(answer["payload"]).name
         payload = path.read_bytes()
         path.unlink()
@@ -277,9 +287,9 @@ class Shell:
             payload=payload,
             num_released=decoded.indices.size,
             mechanism=str(answer["mechanism"]),
-            spent_nano_rho=int(answer["spent_nano_rho"]),
-            releases=int(answer["releases"]),
-            ledger_head=bytes.fromhex(answer["ledger_head"]),
+            spent_nano_rho=_whole(answer, "spent_nano_rho"),
+            releases=_whole(answer, "releases"),
+            ledger_head=head,
         )
 
     async def _fetch_checkpoint(self, effect: FetchCheckpoint) -> None:
@@ -321,3 +331,10 @@ class Shell:
         key = f"adopted.{facts.run.run_id.hex()}"
         if self.store.recall(key) != value:
             self.store.remember(key, value)
+
+
+def _whole(answer: dict[str, Any], key: str) -> int:
+    value = answer[key]
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ValueError(f"the trainer's {key} is not a whole number")
+    return value

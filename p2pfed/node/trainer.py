@@ -138,8 +138,15 @@ class Trainer:
         self.problem = problem or self._breach or f"exit status {process.returncode}"
 
     async def _started(self, control: int) -> trio.Process:
-        command = [sys.executable, "-m", "p2pfed.training", "serve", "--config", str(self._config)]
-        command += ["--control-fd", str(control), "--exchange", str(self.exchange)]
+        command = [sys.executable, "-P", "-m", "p2pfed.training", "serve"]  # -P: no code from here
+        command += [
+            "--config",
+            str(self._config),
+            "--control-fd",
+            str(control),
+            "--exchange",
+            str(self.exchange),
+        ]
         return await trio.lowlevel.open_process(command, pass_fds=[control])
 
     async def _greeting(self, stream: trio.SocketStream) -> str:
@@ -160,7 +167,11 @@ class Trainer:
 
     async def _end(self, process: trio.Process, stream: trio.SocketStream) -> None:
         with trio.CancelScope(shield=True):
-            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            with contextlib.suppress(
+                trio.BrokenResourceError,
+                trio.ClosedResourceError,
+                # trio.BusyResourceError,  # it died while a question was on its way
+            ):
                 await stream.send_all(b'{"op": "stop"}\n')
             await stream.aclose()
             with trio.move_on_after(STOP_DEADLINE):
@@ -180,11 +191,8 @@ class Trainer:
             if stream is None:
                 raise TrainerError("the trainer is not running", self.problem)
             try:
-                if self._buffer:
-                    raise TrainerError("the trainer spoke without being asked")
                 with trio.fail_after(ANSWER_DEADLINE):
-                    await stream.send_all(json.dumps(request).encode() + b"\n")
-                    return await self._line(stream)
+                    return await self._answer(stream, request)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 self._end_life("")
                 raise TrainerError(_DIED) from error
@@ -194,6 +202,12 @@ class Trainer:
             except TrainerError as error:
                 self._end_life(error.what)
                 raise
+
+    async def _answer(self, stream: trio.SocketStream, request: dict[str, Any]) -> dict[str, Any]:
+        if self._buffer:
+            raise TrainerError("the trainer spoke without being asked")
+        await stream.send_all(json.dumps(request).encode() + b"\n")
+        return await self._line(stream)
 
     def _end_life(self, breach: str) -> None:
         """Question and answer may be out of step from here on: only a new process helps."""

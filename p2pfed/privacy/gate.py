@@ -5,7 +5,7 @@ output, durable -> return. So a crash at any point never yields more outputs tha
 round that has an output returns it again, byte for byte, with the same spent budget and head.
 
 A refused update (NaN, infinity, wrong shape) is visible to peers as a skipped round and is not
-accounted; contributions should be computed so that they are always finite.
+accounted: contributions must be computed so that no patient's values can cause one.
 
 Not here: computing contributions, signing and sending the result.
 """

@@ -13,7 +13,8 @@ directory synced, SQLite's exclusive lock held until `close`. The file is made c
 another name and then renamed, so an empty file is damage, never a fresh start.
 
 Not here: what the records mean (`ledger`). That the whole file was deleted or replaced by an
-older copy cannot be noticed here; peers remember the newest `head`.
+older copy cannot be noticed here, and no one else looks: the newest `head` stands in this node's
+own signed deltas, which the members keep, for a person to compare.
 """
 
 from __future__ import annotations

@@ -10,7 +10,9 @@ is given again for the same key and never redrawn; a debit without output stays 
 A data set is its patients, not its name: each patient has a fingerprint (BLAKE2b under a secret
 that never leaves the ledger), and a debit counts against every data set that shares at least one
 patient with the one it was made for. So no renaming, splitting, merging or adding of patients
-refills a budget. For each patient this is at least what was spent on that patient.
+refills a budget. For each patient this is at least what was spent on that patient. But *who* shares
+a data set is not hidden: what was spent is told to the peers, and grows when one patient links two
+data sets.
 
 Not here: storage (`journal`), conversions (`accountant`), the order of a release (`gate`).
 """
@@ -174,7 +176,7 @@ class Ledger:
 
     @property
     def head(self) -> bytes:
-        """32 bytes that stand for the whole ledger; peers witness it."""
+        """32 bytes that stand for the whole ledger; signed deltas carry it."""
         return self._journal.head
 
     def register(self, name: str, patient_records: Iterable[bytes]) -> DataSetId:

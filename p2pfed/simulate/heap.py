@@ -90,6 +90,7 @@ class SimulatedNode:
         self.notes: list[Note] = []
         self.bytes_received = 0
         self.trained_rounds: list[int] = []
+        self.ledger_head = bytes(32)
 
     @property
     def hash(self) -> bytes:
@@ -325,7 +326,7 @@ class EventHeap:
             mechanism=self.run.mechanism,
             spent_nano_rho=len(node.trained_rounds),
             releases=len(node.trained_rounds),
-            ledger_head=bytes(32),
+            ledger_head=node.ledger_head,
         )
         self._give_later(self._train_seconds(node.peer_id), node, released)
 

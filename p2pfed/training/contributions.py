@@ -8,11 +8,11 @@ at a time.
 
 Formal guarantee: row i is a function of patient i's records and of public facts (model, task)
 only, so a patient moves one row. Dropout is off and nothing is shared between patients: buffers
-are refused by `check_no_buffers`. A row with NaN or infinity becomes zeros by itself, for a
-refusal that one patient can cause would tell of this patient; only when every row is so is the
-model broken and the round refused. (Rows are floats: where a patient's *number* of records
-changes, the others are computed in another batch shape and may differ in the last bit before they
-are clipped and rounded.)
+are refused by `check_no_buffers`. A row with NaN or infinity becomes zeros by itself, and the round
+goes on even if every row is so: whoever chose the model could otherwise read from a refusal, which
+costs no budget, that no patient is an exception. (Rows are floats: where a patient's *number* of
+records changes, the others are computed in another batch shape and may differ in the last bit
+before they are clipped and rounded.)
 
 Not here: clipping, rounding and summing (privacy.units), ordinary training (`local`).
 """
@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from p2pfed.errors import UpdateRejected
 from p2pfed.training.task import Split, Task
 from p2pfed.training.vector import check_no_buffers, num_parameters, set_vector
 
@@ -74,6 +73,7 @@ class PatientContributions:
         self._split = split
         self._at_once = max(1, chunk_bytes // (4 * _COPIES * max(1, len(vector))))
         self._vectorised = True
+        self.unusable = 0  # patients whose row was not finite when last read; never leaves
 
     @property
     def num_patients(self) -> int:
@@ -86,22 +86,12 @@ class PatientContributions:
         return num_parameters(self._model)
 
     def chunks(self) -> Iterator[NDArray[np.float32]]:
-        """Yield all rows, shape (patients, parameters), grouped by number of records.
-
-        Raises:
-            UpdateRejected: Not one row is finite.
-        """
-        usable = 0
+        """Yield all rows, shape (patients, parameters), grouped by number of records."""
+        self.unusable = 0
         for _, rows in self.labelled_chunks():
             finite = np.asarray(np.isfinite(rows).all(axis=1))
-            usable += int(finite.sum())
+            self.unusable += int((~finite).sum())
             yield np.where(finite[:, np.newaxis], rows, np.float32(0))
-        if not usable:
-            raise UpdateRejected(
-                "the loss or its gradient is NaN or infinite for every patient",
-                "the model or the task is broken; nothing was released",
-                "check the task's loss on this round's model",
-            )
 
     def labelled_chunks(self) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
         """Yield patients' numbers with their rows as computed, not yet checked."""

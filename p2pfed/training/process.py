@@ -5,8 +5,10 @@ vectors and payloads are files in the exchange folder. Requests: `round`, `evalu
 end of the stream is a `stop`. Every request gets one answer, an object with `event`.
 
 Invariant: what crosses the control socket is what the gate released, fixed texts and public
-numbers; no loss, metric, count or time of training. Those are seen on the private socket alone. A
-request that cannot be read, a task that fails and memory that runs out are answered and survived.
+numbers; no loss, metric, count or figure of time. Those are seen on the private socket alone (but
+*when* an answer comes is seen, and tells how long the training took). What a task or a library
+prints goes to `trainer.log` beside that socket (0600), not to the daemon's output. A request that
+cannot be read, a task that fails and memory that runs out are answered and survived.
 
 Not here: the round itself (`round`), the private socket's server (`private_socket`).
 """
@@ -16,11 +18,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import select
 import socket
 import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -51,6 +55,7 @@ __all__ = ["serve"]
 Message = dict[str, Any]
 
 _MOST_LINE_BYTES = 1 << 20
+_MOST_LOG_BYTES = 1 << 20  # a longer log is begun anew by the next start
 _KEPT_ROUNDS = 1000
 _GRACE_S = 2.0
 
@@ -65,9 +70,13 @@ def serve(config: Path, control_fd: int, exchange: Path) -> int:
     """
     with socket.socket(fileno=control_fd) as control, contextlib.ExitStack() as held:
         try:
-            trainer = held.enter_context(_opened(load_settings(config), exchange))
+            settings = load_settings(config)
+            _keep_private(settings.trainer_socket.with_suffix(".log"))
+            trainer = held.enter_context(_opened(settings, exchange))
         except Exception as error:  # noqa: BLE001 - a hospital's data() may raise anything
             _send(control, _failed(error))
+            if not isinstance(error, P2PFedError):
+                traceback.print_exc()
             return 1
         hospital = trainer.hospital
         _send(
@@ -85,6 +94,23 @@ def serve(config: Path, control_fd: int, exchange: Path) -> int:
         trainer.answer_all(control)
         answered.set()
     return 0
+
+
+def _keep_private(log: Path) -> None:
+    """Let whatever is printed here go to a file of the hospital's own, and dump no core."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it would hold the patients
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(log, flags, 0o600)
+        os.fchmod(descriptor, 0o600)
+        if os.fstat(descriptor).st_size > _MOST_LOG_BYTES:
+            os.ftruncate(descriptor, 0)
+    except OSError as error:
+        raise ConfigError(f"cannot write the trainer's log {log}", error.strerror or "") from error
+    for standard in (sys.stdout, sys.stderr):
+        standard.flush()
+        os.dup2(descriptor, standard.fileno())
+    os.close(descriptor)
 
 
 def _leave_with(control: socket.socket, answered: threading.Event) -> None:
@@ -108,11 +134,22 @@ def _opened(settings: Settings, exchange: Path) -> Iterator[_Trainer]:
     device = _device(settings.train.device)
     task = load_task(settings.train.task)
     data = task.data(settings.train.data, settings.train.options)
+    if settings.privacy.ledger is None:  # a folder that the operator named is never made: it may
+        _make_folder(settings.ledger_path.parent)  # be a disk that is missing, and with it a budget
     with Ledger.open(settings.ledger_path) as ledger:
         hospital = Hospital(settings, task, data, ledger, device=device)
         trainer = _Trainer(hospital, exchange.resolve())
         with serve_private_socket(settings.trainer_socket, trainer.record.views):
             yield trainer
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make the ledger's folder {folder}", error.strerror or "", "set privacy.ledger"
+        ) from error
 
 
 def _device(wanted: str) -> torch.device:
@@ -204,6 +241,7 @@ class _Trainer:
                     "run": run.name,
                     "seconds": split,
                     "event": answer["event"],
+                    "unusable_patients": self.hospital.unusable,
                 }
             )
         self._show_ledger()
@@ -316,7 +354,7 @@ def _failed(error: Exception) -> Message:
         told = {"what": "the trainer ran out of memory", "why": "", "do": "use a smaller batch"}
     else:
         what = f"the task failed with {type(error).__name__}"
-        told = {"what": what, "why": "", "do": "see `problem` on the trainer's own socket"}
+        told = {"what": what, "why": "", "do": "see `problem` on the trainer's socket, or its log"}
     return {"event": "failed", **told}
 
 

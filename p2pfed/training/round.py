@@ -88,7 +88,10 @@ class Exhausted:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """This round cannot be trained, and the reason is not a matter of policy."""
+    """This round cannot be trained, and the reason is not a matter of policy.
+
+    Under a privacy mechanism it follows from public facts alone, for it is seen and not paid for.
+    """
 
     reason: str
 
@@ -132,6 +135,7 @@ class Hospital:
         self.device = device or torch.device("cpu")
         self.task_id = task_id(task)
         self.num_parameters = num_parameters(task.model())
+        self.unusable = 0  # patients whose row was not finite in the last round; never leaves
         self.dataset = ledger.register(
             f"{task.name} at {settings.node.name}", data.train.patient_records()
         )
@@ -170,6 +174,7 @@ class Hospital:
         if self.ledger.output(key) is None and self._run_is_paid_for(run):
             return self._exhausted("the run's rounds are paid for; a run never passes its epsilon")
         plan = self._plan(run, round_number, samples)
+        self.unusable = 0
         try:
             contributions = self._contributions(run, round_number, view)
             gate = release_round(
@@ -183,8 +188,10 @@ class Hospital:
             )
         except BudgetExhausted:
             return self._exhausted("the lifetime budget of these patients does not allow it")
-        except UpdateRejected:  # its text may count patients
+        except UpdateRejected:  # its text may count patients; patients' values never cause it
             return Skipped("the update is not finite or does not fit the run")
+        if isinstance(contributions, PatientContributions):
+            self.unusable = contributions.unusable
         # `none` gives the mean update on the run's grid, the others a sum over patients.
         unit = 2.0**-run.grid_bits
         if not isinstance(plan, NoPrivacyPlan):

@@ -67,7 +67,10 @@ class Split:
         y: Targets, shape (N, ...).
         patient: Patient of each record, shape (N,), int64, values 0..P-1, each in use.
         patient_ids: P distinct names for the ledger that stay the same when the data are edited or
-            processed anew (a record number), or () where there are none. They stay in the trainer.
+            processed anew (the hospital's own record number, spelled alike in all of its tasks), or
+            () where there are none. They stay in the trainer. The ledger knows a patient by this
+            name only: another name, or without names other values, is a new patient to it, with a
+            new budget.
     """
 
     x: Tensor
@@ -159,7 +162,11 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """The loss of every record, shape (N,), from the model's outputs (N, ...)."""
+        """The loss of every record, shape (N,), from the model's outputs (N, ...).
+
+        It must not raise for any values, NaN and infinity included: peers see a round that fails,
+        and nobody pays for what that tells them of a patient.
+        """
 
     @abstractmethod
     def metrics(self, model: nn.Module, split: Split) -> dict[str, float]:

@@ -20,6 +20,7 @@ __all__ = ["MAX_FRAME", "Items", "pack", "unpack"]
 
 MAX_FRAME = 16 << 20  # one dense delta of 4 million parameters; larger ones wait for chunking
 MAX_ITEMS = 4096  # per array; a Have of one round of 1024 members is one bytes value
+MAX_TOTAL = 1 << 15  # in all arrays of a frame: two thirds for the fullest Facts, 3 * 4096 * 2
 
 T = TypeVar("T")
 _END = object()  # nil is an item like any other
@@ -33,6 +34,20 @@ def pack(*items: Any) -> bytes:
 
 def _no_map(_pairs: Any) -> Any:
     raise ValueError("maps are not part of this protocol")
+
+
+def _counter() -> Callable[[Any], Any]:
+    """Counts what is in arrays: small ones take 30 times the bytes that they came in."""
+    total = 0
+
+    def count(array: Any) -> Any:
+        nonlocal total
+        total += len(array)
+        if total > MAX_TOTAL:
+            raise ValueError("too many items")
+        return array
+
+    return count
 
 
 def _no_extension(code: int, _data: bytes) -> Any:
@@ -57,6 +72,7 @@ def unpack(data: bytes, what: str) -> Items:
             raw=False,
             use_list=False,
             object_pairs_hook=_no_map,
+            list_hook=_counter(),
             ext_hook=_no_extension,
             max_str_len=256,
             max_bin_len=MAX_FRAME,
