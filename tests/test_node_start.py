@@ -99,8 +99,11 @@ def running(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
                 time.sleep(0.05)
         yield process
     finally:
-        process.kill()
-        process.wait()
+        process.terminate()  # gracefully: it removes what it made in shared memory
+        try:
+            process.wait(20)
+        finally:
+            process.kill()
 
 
 # --- two daemons -------------------------------------------------------------------------------

@@ -170,7 +170,7 @@ class Trainer:
             with contextlib.suppress(
                 trio.BrokenResourceError,
                 trio.ClosedResourceError,
-                # trio.BusyResourceError,  # it died while a question was on its way
+                trio.BusyResourceError,  # it died while a question was on its way
             ):
                 await stream.send_all(b'{"op": "stop"}\n')
             await stream.aclose()
