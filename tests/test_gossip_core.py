@@ -40,6 +40,7 @@ from p2pfed.gossip.events import (
     StoreRoster,
     Tick,
     Train,
+    TrainerChanged,
     TrainingEnded,
 )
 from p2pfed.gossip.intake import FANOUT, SET_ASIDE
@@ -678,3 +679,15 @@ def test_handle_gives_the_same_effects_for_the_same_events():
         lab.hear(1, lab.deltas(lab.delta(0, 1), lab.delta(0, 2), lab.delta(0, 3)))
         lab.pass_time(5)
     assert one.effects == other.effects
+
+
+def test_nobody_is_asked_to_wait_for_a_node_whose_trainer_fails_again_and_again():
+    lab = Lab().started()
+    lab.give(TrainerChanged(up=False))
+    assert not lab.core.why_not_contributing()  # it may be back in a moment
+    lab.give(TrainerChanged(up=False, lost=True))
+    assert "trainer" in lab.core.why_not_contributing()
+    [*beats] = messages(lab.pass_time(2), Beat)
+    assert beats and not beats[-1].contributes
+    lab.give(TrainerChanged(up=True))
+    assert not lab.core.why_not_contributing()

@@ -49,7 +49,7 @@ class Told:
         self.ready.append(hello)
         self._tell()
 
-    def on_gone(self) -> None:
+    def on_gone(self, _lost: bool) -> None:
         self.gone += 1
         self._tell()
 
@@ -253,7 +253,7 @@ async def test_a_program_that_cannot_be_started_is_tried_again(playing, monkeypa
 async def test_an_answer_that_never_comes_is_an_error_in_the_end(autojump_clock, tmp_path):
     ours, theirs = socket.socketpair()
     with theirs:
-        trainer = Trainer(tmp_path, tmp_path, on_ready=lambda _: None, on_gone=lambda: None)
+        trainer = Trainer(tmp_path, tmp_path, on_ready=lambda _: None, on_gone=lambda _lost: None)
         trainer._stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         started = trio.current_time()
         async with trainer._stream:
@@ -275,7 +275,7 @@ async def test_restarts_back_off_to_a_minute_and_a_long_life_makes_them_quick_ag
         await trio.sleep(lives[len(began) - 1])
 
     monkeypatch.setattr(Trainer, "_one_life", one_life)
-    trainer = Trainer(tmp_path, tmp_path, on_ready=lambda _: None, on_gone=lambda: None)
+    trainer = Trainer(tmp_path, tmp_path, on_ready=lambda _: None, on_gone=lambda _lost: None)
     with trio.move_on_after(10_000):
         await trainer.run()
     waits = [

@@ -74,13 +74,14 @@ def run_demo(options: dict[str, Any]) -> int:
         0 if everything happened as it should, else 1.
     """
     screen = Screen(quiet=bool(options["json"]))
-    out = _fresh_folder(Path(options["out"]))
     seed, epsilon = int(options["seed"]), _budget(options["epsilon"])
+    cast = heart_disease(Path(options["data"])) if options["data"] else breast_cancer()
+    out = _fresh_folder(Path(options["out"]))  # nothing is wrong so far: the last one may go
     rounds = int(options["rounds"] or ROUNDS)
     privacy = f"mechanism svt, total ε = {float(epsilon):g}, δ = 1e-5, unit patient"
     screen.head(f"p2pfed demo: five daemons train one model; {privacy}")
-    signal.signal(signal.SIGTERM, _terminated)
-    cast = heart_disease(Path(options["data"])) if options["data"] else breast_cancer()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _terminated)
     with_gate = _with_gate(out / "gate", cast, epsilon, rounds=rounds, seed=seed, screen=screen)
     without = _without_privacy(out / "none", cast, seed=seed, screen=screen)
     screen.say("training alone and pooled, for comparison")

@@ -4,15 +4,15 @@
     events.py      what comes in (events) and what goes out (effects)
     membership.py  who is alive, suspect, away, left or revoked
     heartbeat.py   beats, goodbyes, addresses
-    facts.py       the believed facts of a run and the plan of the fold: who counts, with what
-    weight digests.py     the tree of digests over rounds
+    facts.py       the believed facts of a run: which deltas count, with what weight
+    digests.py     the tree of digests over rounds
     intake.py      facts are checked, believed, stored and announced
     sync.py        anti-entropy: ask for what is missing only
     rounds.py      when a round starts and ends, without barriers
     progress.py    one node's way through the rounds
     joining.py     which checkpoint a joiner may believe
     fold.py        the fold itself: exact integer sums, then the outer optimiser
-    replay.py      from the newest state that stands for the right facts to the round that is wanted
+    replay.py      the fold continued from the newest state that stands for the right facts
     robust.py      clipping every delta to the median norm of its round
 
 No clock, socket, file, thread or hidden random number is used in this package; a test holds that.

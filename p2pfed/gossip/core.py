@@ -104,6 +104,7 @@ class Core:
         self._sign = sign
         self._has_trainer = has_trainer
         self._trainer_up = has_trainer
+        self._trainer_lost = False
         self._absent = False
         self._intake = Intake(own_id=own_id, book=book, membership=self.membership, rng=rng)
         self._sync = self._intake.sync
@@ -160,6 +161,8 @@ class Core:
         roster = self.book.current
         if not self._has_trainer:
             return "this node has no trainer"
+        if self._trainer_lost:
+            return "the trainer fails again and again"
         if roster is None or self.progress is None:
             return "no run has begun here"
         member = roster.member(self.own_id)
@@ -224,7 +227,7 @@ class Core:
                 self.sharing = event.on
                 return [Note("sharing.on" if event.on else "sharing.off", {})]
             case TrainerChanged():
-                self._trainer_up = event.up
+                self._trainer_up, self._trainer_lost = event.up, event.lost
                 return []
             case LeaveNetwork():
                 return [] if self._absent else self._to_all(Leave())

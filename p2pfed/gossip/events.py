@@ -147,9 +147,10 @@ class SetSharing:
 
 @dataclass(frozen=True, slots=True)
 class TrainerChanged:
-    """The trainer process came up or went down."""
+    """The trainer process came up or went down; `lost` if it does so again and again."""
 
     up: bool
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)

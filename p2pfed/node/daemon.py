@@ -141,7 +141,7 @@ async def _serve(
                     settings.file,
                     exchange,
                     on_ready=operator.trainer_ready,
-                    on_gone=lambda: shell.feed(TrainerChanged(up=False)),
+                    on_gone=lambda lost: shell.feed(TrainerChanged(up=False, lost=lost)),
                 )
                 nursery.start_soon(shell.trainer.run)
             nursery.start_soon(shell.hear_for_ever)

@@ -11,9 +11,10 @@ ours, logged with its traceback, and costs that peer its connection.
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import logging
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -197,21 +198,15 @@ class Shell:
                 assert_never(effect)
 
     def _send_stored(self, effect: SendStored) -> None:
-        if effect.rosters or effect.proofs:
-            frame = encode_message(Facts((), effect.rosters, effect.proofs))
-            self.network.send(effect.peer, frame)
-        batch: list[bytes] = []
-        size = 0
-        for fact in effect.deltas:
-            data = self.store.delta(fact).encode()
-            if batch and size + len(data) > _FACTS_BYTES // 8:
-                if not self.network.send(effect.peer, encode_message(Facts(tuple(batch), (), ()))):
-                    return  # its queue is full; it will ask again
-                batch, size = [], 0
-            batch.append(data)
-            size += len(data) + 16
-        if batch:
-            self.network.send(effect.peer, encode_message(Facts(tuple(batch), (), ())))
+        deltas = (self.store.delta(fact).encode() for fact in effect.deltas)
+        messages = itertools.chain(
+            (Facts((), batch, ()) for batch in _in_frames(effect.rosters)),
+            (Facts((), (), batch) for batch in _in_frames(effect.proofs)),
+            (Facts(batch, (), ()) for batch in _in_frames(deltas)),
+        )
+        for message in messages:
+            if not self.network.send(effect.peer, encode_message(message)):
+                return  # its queue is full; it will ask again
 
     # --- what takes time -----------------------------------------------------------------------
 
@@ -338,3 +333,15 @@ def _whole(answer: dict[str, Any], key: str) -> int:
     if type(value) is not int or not 0 <= value < 1 << 63:
         raise ValueError(f"the trainer's {key} is not a whole number")
     return value
+
+
+def _in_frames(facts: Iterable[bytes]) -> Iterator[tuple[bytes, ...]]:
+    """Group facts so that each group fits a frame with room to spare for small messages."""
+    batch: list[bytes] = []
+    for data in facts:
+        if batch and sum(map(len, batch)) + len(data) > _FACTS_BYTES // 8:
+            yield tuple(batch)
+            batch = []
+        batch.append(data)
+    if batch:
+        yield tuple(batch)

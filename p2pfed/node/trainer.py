@@ -39,6 +39,7 @@ START_DEADLINE = 300.0  # importing torch and reading a hospital's data may take
 ANSWER_DEADLINE = 86400.0  # of a large model a round may take hours; longer is a hang
 STOP_DEADLINE = 10.0
 MAX_LINE = 1 << 20
+LOST_AFTER = 3  # short lives in a row; from then on nobody need wait for this node
 _DIED = "the trainer died while it was working"
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the folder made in it is private
 
@@ -71,7 +72,7 @@ class Trainer:
         config: The node's configuration file; the trainer reads it for itself.
         exchange: Folder for views and payloads.
         on_ready: Called with the trainer's first message after every start.
-        on_gone: Called whenever it has ended.
+        on_gone: Called whenever it has ended, with whether it fails again and again.
     """
 
     def __init__(
@@ -80,11 +81,12 @@ class Trainer:
         exchange: Path,
         *,
         on_ready: Callable[[dict[str, Any]], None],
-        on_gone: Callable[[], None],
+        on_gone: Callable[[bool], None],
     ) -> None:
         self.exchange = exchange
         self.state = "starting"
         self.restarts = 0
+        self.failures = 0  # short lives in a row
         self.problem = ""
         self.pid: int | None = None
         self._config = config
@@ -102,10 +104,11 @@ class Trainer:
         while True:
             started = trio.current_time()
             await self._one_life()
+            self.failures += 1
             if trio.current_time() - started > MOST_BACKOFF:
-                backoff = FIRST_BACKOFF
+                backoff, self.failures = FIRST_BACKOFF, 0
             self.state = "restarting"
-            self._on_gone()
+            self._on_gone(self.failures >= LOST_AFTER)
             self.restarts += 1
             logger.warning("the trainer ended (%s); restart in %.0f s", self.problem, backoff)
             await trio.sleep(backoff)
