@@ -28,6 +28,7 @@ def counted(facts: RunFacts, rounds: int = 5) -> list[tuple[int, str, int]]:
     return [(r, c.origin, c.weight) for r in range(rounds) for c in facts.counted(r)]
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(st.permutations(ALL))
 def test_the_order_in_which_deltas_arrive_does_not_matter(deltas):

@@ -105,6 +105,7 @@ def test_an_exponent_bomb_is_refused_at_once(bomb):
     assert time.perf_counter() - started < 0.2
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(st.floats(1e-90, 1e15) | st.just(0.0))
 def test_every_decimal_that_we_write_is_read_exactly(value):

@@ -32,6 +32,7 @@ def test_formal_guarantee_every_row_is_at_most_limit_long(rows, limit, bits):
         assert squared(row) <= limit**2
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(ROWS, st.sampled_from([3, 1000, 2**20]))
 def test_formal_guarantee_a_row_depends_on_itself_alone(rows, limit):

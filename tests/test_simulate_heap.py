@@ -339,6 +339,7 @@ def check_the_honest(world: World, n: int = 5) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_garbage_sending_and_lying_peer_crashes_nobody_and_drags_nobody():
     check_the_honest(with_a_liar(0, n=4), n=4)
 

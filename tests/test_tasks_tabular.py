@@ -34,6 +34,7 @@ def test_each_heart_hospital_has_the_benchmarks_patients(heart_folder, site):
     assert not set(data.train.patient_ids) & set(data.test.patient_ids)
 
 
+@pytest.mark.slow
 def test_the_written_down_split_is_that_of_the_benchmark(heart_folder):
     from sklearn.model_selection import train_test_split
 

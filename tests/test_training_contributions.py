@@ -103,6 +103,7 @@ def test_rows_equal_the_plain_loop_over_patients(counts, seed, chunk, task):
     np.testing.assert_allclose(found, naive(task, vector, split), rtol=2e-4, atol=2e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(
     counts=st.lists(st.integers(1, 2), min_size=2, max_size=6),

@@ -228,6 +228,7 @@ class Normed(BreastCancer):
         return nn.Sequential(nn.BatchNorm1d(30), nn.Linear(30, 1), nn.Flatten(0))
 
 
+@pytest.mark.slow
 def test_formal_guarantee_no_patient_decides_whether_a_round_is_released(tmp_path):
     """A model whose sums meet both infinities is NaN for all patients but one of zeros."""
     view = np.zeros(31, np.float32)

@@ -327,7 +327,8 @@ class Core:
             return [Note("release.withheld", {"round": event.round})]
         if progress.facts.header(event.round, self.own_id) is not None:
             return []
-        if self._is_rolled_back(event):
+        facts = progress.facts
+        if facts.has_later_ledger(self.own_id, event.releases, event.ledger_head):
             self.verdict = "the ledger is older than what this node has released (a restored copy?)"
             return [Note("privacy.rollback", {"round": event.round, "releases": event.releases})]
         header = Header(
@@ -349,15 +350,6 @@ class Core:
             {"round": event.round, "bytes": len(event.payload), "releases": event.releases},
         )
         return [*self._intake.delta(delta), note]
-
-    def _is_rolled_back(self, event: Released) -> bool:
-        """Whether an own delta, kept here or given back by a peer, knows a later ledger."""
-        assert self.progress is not None
-        return any(
-            signed.header.releases >= event.releases
-            and signed.header.ledger_head != event.ledger_head
-            for signed in self.progress.facts.headers_of(self.own_id)
-        )
 
     def _on_training_ended(self, event: TrainingEnded) -> list[Effect]:
         if self.progress is None or self.progress.trained(event.round) is None:

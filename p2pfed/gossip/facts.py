@@ -120,11 +120,17 @@ class RunFacts:
         """The round of each origin's newest delta."""
         return dict(self._newest)
 
-    def headers_of(self, origin: str) -> list[SignedHeader]:
-        """All headers of one origin, by round."""
-        return [
-            origins[origin] for _, origins in sorted(self._by_round.items()) if origin in origins
-        ]
+    def has_later_ledger(self, origin: str, releases: int, ledger_head: bytes) -> bool:
+        """Whether a held delta of the origin knows a ledger as long as this one, and not this one.
+
+        A ledger only grows, so the one that says `releases` and `ledger_head` is an older copy.
+        """
+        return any(
+            origins[origin].header.releases >= releases
+            and origins[origin].header.ledger_head != ledger_head
+            for origins in self._by_round.values()
+            if origin in origins
+        )
 
     def num_of(self, origin: str) -> int:
         """How many deltas of one origin are held."""
