@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,11 @@ from hypothesis import settings
 # The same examples on every run and machine; no clock decides whether a test passes.
 settings.register_profile("p2pfed", derandomize=True, deadline=None, database=None)
 settings.load_profile("p2pfed")
+
+# A shell starts background jobs with SIGINT ignored, and children inherit that; the programs that
+# the tests interrupt must be able to hear it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
