@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from p2pfed.errors import ConfigError, UpdateRejected
+from p2pfed.identity.signing import fact_hash
 from p2pfed.training.vector import (
     check_no_buffers,
-    file_digest,
     get_vector,
     num_parameters,
     read_vector,
@@ -89,7 +89,7 @@ def test_a_wrong_genesis_is_refused(tmp_path):
     path = tmp_path / "genesis.safetensors"
     write_vector(path, np.zeros(5, np.float32))
     with pytest.raises(UpdateRejected, match="not the file that the run names"):
-        read_vector(path, 5, digest=file_digest(b"another"))
+        read_vector(path, 5, digest=fact_hash(b"another"))
 
 
 def bad_files():

@@ -23,7 +23,6 @@ decided in `facts`, clipping in `robust`; reading payloads and writing checkpoin
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -32,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pfed.gossip.robust import UNCLIPPED, median_factors, scaled, square_norm
+from p2pfed.identity.roster import MAX_MEMBERS, MAX_SAMPLES
 from p2pfed.identity.run import Outer, Run
 from p2pfed.wire.payload import Payload
 
@@ -46,8 +46,8 @@ __all__ = [
 ]
 
 CHUNK = 1 << 16  # parameters per pass: three float64 arrays of it fit in a 2 MB cache
-MAX_WEIGHT = 1 << 20
-MAX_DELTAS = 1 << 10
+MAX_WEIGHT = MAX_SAMPLES
+MAX_DELTAS = MAX_MEMBERS
 _INT32 = np.iinfo(np.int32)
 
 
@@ -190,8 +190,3 @@ def _outer_step(
     second_hat = second / (1.0 - state.beta2_power) if outer.beta2 else second
     root: NDArray[np.float64] = np.sqrt(second_hat) + outer.epsilon
     return outer.learning_rate * first_hat / root
-
-
-def bound_of_sum() -> float:
-    """log2 of the largest possible |weighted sum|; below 53, so its float64 is exact."""
-    return 15 + math.log2(MAX_WEIGHT) + math.log2(MAX_DELTAS)

@@ -11,7 +11,6 @@ Files are safetensors only: reading one runs no code.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -23,10 +22,10 @@ from safetensors import SafetensorError
 from torch import nn
 
 from p2pfed.errors import ConfigError, UpdateRejected
+from p2pfed.identity.signing import fact_hash
 
 __all__ = [
     "check_no_buffers",
-    "file_digest",
     "get_vector",
     "num_parameters",
     "read_vector",
@@ -90,12 +89,7 @@ def write_vector(path: Path, vector: Vector) -> bytes:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-    return file_digest(data)
-
-
-def file_digest(data: bytes) -> bytes:
-    """BLAKE2b-256 of a vector file's bytes; for the genesis it stands in the run file."""
-    return hashlib.blake2b(data, digest_size=32).digest()
+    return fact_hash(data)
 
 
 def read_vector(path: Path, length: int, *, digest: bytes | None = None) -> Vector:
@@ -114,10 +108,10 @@ def read_vector(path: Path, length: int, *, digest: bytes | None = None) -> Vect
         if size > 4 * length + _MOST_HEADER_BYTES:
             raise UpdateRejected(f"{path.name} has {size} bytes, too many for {length} parameters")
         data = path.read_bytes()
-        if digest is not None and file_digest(data) != digest:
+        if digest is not None and fact_hash(data) != digest:
             raise UpdateRejected(
                 f"{path.name} is not the file that the run names",
-                f"its hash is {file_digest(data).hex()[:16]}…, expected {digest.hex()[:16]}…",
+                f"its hash is {fact_hash(data).hex()[:16]}…, expected {digest.hex()[:16]}…",
                 "fetch it again from another member",
             )
         tensors = safetensors.numpy.load(data)
