@@ -22,7 +22,7 @@ from p2pfed.identity.roster import Member, Roster, Steward
 from p2pfed.identity.run import Outer, Run
 from p2pfed.identity.signing import DELTA, ROSTER, RUN, SignedDocument, fact_hash, sign
 from p2pfed.wire.delta import Delta, Header
-from p2pfed.wire.payload import Payload, encode_payload
+from p2pfed.wire.payload import Payload, count_released, encode_payload
 
 EXPIRES = dt.datetime(2027, 1, 1, tzinfo=dt.UTC)
 STEWARD_SEEDS = [bytes([200 + i]) * 32 for i in range(5)]
@@ -150,7 +150,7 @@ class Consortium:
     ) -> Delta:
         """A delta of hospital i; two calls with different payloads contradict each other."""
         payload = payload if payload is not None else some_payload(run, round_, i)
-        data = encode_payload(payload)
+        data = encode_payload(payload, num_parameters=run.num_parameters, width=run.encoding.values)
         header = Header(
             run_id=run.run_id,
             round=round_,
@@ -162,7 +162,7 @@ class Consortium:
             releases=round_ + 1,
             ledger_head=bytes(32),
             payload_hash=fact_hash(data),
-            num_released=payload.indices.size,
+            num_released=count_released(data),
         )
         seed = key_of(i).seed
         return Delta.make(replace(header, **changes), data, lambda data: sign(seed, DELTA, data))

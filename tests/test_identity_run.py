@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pfed.errors import FactRejected
-from p2pfed.identity.run import Outer, Run, check_signed_run
+from p2pfed.identity.rules import Averaging, Encoding, Outer
+from p2pfed.identity.run import Run, check_signed_run
 from p2pfed.identity.signing import RUN, fact_hash
 from p2pfed.wire.messages import Facts, encode_message
-from p2pfed.wire.payload import Payload, max_payload_bytes
+from p2pfed.wire.payload import Payload, decode_payload, max_payload_bytes
 
 NET = Consortium(3)
 PRIVATE = {
@@ -128,26 +129,32 @@ def test_leaving_is_true_gaps_that_need_fillers_are_counted():
 
 @pytest.mark.slow
 def test_the_longest_delta_that_a_run_allows_fits_into_a_frame():
-    run = NET.run(num_parameters=4_194_000)
-    payload = Payload(np.arange(4_194_000), np.ones(4_194_000, np.int16))
+    run = NET.run(num_parameters=8_388_400)
+    payload = Payload.dense(np.ones(8_388_400, np.int16))
     encode_message(Facts((NET.delta(run, 0, 0, payload).encode(),), (), ()))
     with pytest.raises(FactRejected, match="fit into one message"):
-        NET.run(num_parameters=4_194_304)
+        NET.run(num_parameters=8_388_408 + 1)
+    low = NET.run(num_parameters=8_388_409, encoding=Encoding("int8"))
+    assert low.bytes_per_round == 400 + 8_388_409
 
 
-@settings(max_examples=15)
+@settings(max_examples=20)
 @given(
-    size=st.integers(1, 150_000),
+    size=st.one_of(st.integers(1, 40), st.integers(1, 150_000)),
+    width=st.sampled_from(["int16", "int8"]),
     share=st.fractions(0, 1, max_denominator=8).map(lambda f: Fraction(str(round(float(f), 3)))),
     data=st.data(),
 )
-def test_leaving_is_true_no_encoded_delta_is_longer_than_what_was_shown(size, share, data):
+def test_leaving_is_true_no_encoded_delta_is_longer_than_what_was_shown(size, width, share, data):
     """The longest delta: all coordinates that the run allows, as far apart as they can be."""
-    run = NET.run(num_parameters=size, top_fraction=share, rounds=1_000_000)
+    run = NET.run(
+        num_parameters=size, top_fraction=share, rounds=1_000_000, encoding=Encoding(width)
+    )
     most = run.max_released
     spread = np.unique(np.linspace(0, size - 1, most).astype(np.int64))
     late = np.arange(size - most, size)
     indices = data.draw(st.sampled_from([spread, late, np.arange(most)]))
+    bounds = {"num_parameters": size, "max_released": most, "width": width}
     delta = NET.delta(
         run,
         run.rounds - 1,
@@ -158,8 +165,9 @@ def test_leaving_is_true_no_encoded_delta_is_longer_than_what_was_shown(size, sh
     )
     shown = run.leaving(NET.roster)
     assert len(encode_message(Facts((delta.encode(),), (), ()))) <= shown["bytes_per_round"]
-    assert shown["bytes_per_round"] <= 400 + max_payload_bytes(size, most)
-    assert indices.size <= shown["coordinates_per_round"]
+    assert shown["bytes_per_round"] <= 400 + max_payload_bytes(size, most, width)
+    again = decode_payload(delta.payload, **bounds)
+    assert np.count_nonzero(again.values) == indices.size <= shown["coordinates_per_round"]
 
 
 def test_leaving_names_everyone_who_receives_and_what_it_costs():
@@ -180,3 +188,52 @@ def test_a_run_without_an_outer_optimiser_is_refused():
     payload = json.loads(NET.run_draft().encode()) | {"outer": []}
     with pytest.raises(FactRejected, match="outer"):
         Run.decode(json.dumps(payload).encode())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({**PRIVATE, "averaging": Averaging(mode="pairwise")}, "one more look at the patients"),
+        ({"averaging": Averaging(mode="pairwise"), "robust": "clip-median"}, "a pair sees two"),
+        ({"averaging": Averaging(mode="pairwise"), "outer": Outer("fedadam", 0.1)}, "sees two"),
+        ({"averaging": Averaging(mode="pairwise", committee=8)}, "a pair sees two"),
+        ({**PRIVATE, "encoding": Encoding(error_feedback=True)}, "is not public"),
+        ({**PRIVATE, "averaging": Averaging(drift_correction=True)}, "sparsity ruin that"),
+        (
+            {"top_fraction": Fraction("0.1"), "averaging": Averaging(drift_correction=True)},
+            "sparsity ruin that",
+        ),
+        ({"averaging": Averaging(weight_power=Fraction("0.3"))}, "whole numbers"),
+    ],
+)
+def test_rules_that_contradict_each_other_are_refused_with_the_reason(wrong, why):
+    with pytest.raises(FactRejected, match=why):
+        NET.run_draft(**wrong).encode()
+
+
+def test_all_rules_come_back_from_the_run_file():
+    draft = NET.run_draft(
+        outer=Outer("fedyogi", 0.01, 0.9, 0.999, 1e-8, bias_correction=False),
+        encoding=Encoding("int8", error_feedback=True),
+        averaging=Averaging(
+            weight_power=Fraction(1, 2),
+            sample_cap=Fraction(2),
+            committee=16,
+            participation_scaling=True,
+            hot_rounds=10,
+            late_interval_s=60.0,
+            exchanges=8,
+        ),
+        robust="centred-clipping",
+    )
+    assert Run.decode(draft.encode()) == draft
+
+
+def test_in_pairs_the_whole_model_leaves_in_every_meeting():
+    run = NET.run(num_parameters=10_000, averaging=Averaging(mode="pairwise", exchanges=4))
+    told = run.leaving(NET.roster)
+    assert told["mode"] == "pairwise"
+    assert told["bytes_per_round"] == 8 * run.message_bytes > 8 * 2 * 10_000
+    most = {"encoding": Encoding("int8"), "averaging": Averaging(mode="pairwise")}
+    with pytest.raises(FactRejected, match="may have"):
+        NET.run_draft(num_parameters=(16 << 20) - 1000, **most).encode()

@@ -64,6 +64,8 @@ def run(parser: ArgumentParser) -> None:
 
 
 def _create_options(parser: ArgumentParser) -> None:
+    from p2pfed.identity.rules import MODES, OUTERS, ROBUST
+
     def option(name: str, default: Any, text: str, **more: Any) -> None:
         kind = {int: int, float: float}.get(type(default))
         if kind is not None:
@@ -71,6 +73,9 @@ def _create_options(parser: ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}", default=default, help=f"{text} (default {default})", **more
         )
+
+    def switch(name: str, text: str) -> None:
+        parser.add_argument(f"--{name}", action="store_true", help=text)
 
     parser.add_argument("--roster", required=True, metavar="FILE", help="fixes the network")
     parser.add_argument("--task", required=True, help="as installed at every hospital")
@@ -89,12 +94,24 @@ def _create_options(parser: ArgumentParser) -> None:
     option("segment-blocks", 4, "blocks of which at most one is sent: a quarter, or 2 at high ε")
     option("select-share", "0.2", "of the budget, for selecting; .1 to .3 was measured best")
     option("top-fraction", "0.1", "of coordinates sent with mechanism none (Aji & Heafield 2017)")
-    option("outer", "fedadam", "outer optimiser (Reddi et al. 2021)", choices=("fedavg", "fedadam"))
+    option("values", "int16", "how finely a value is written", choices=("int16", "int8"))
+    switch("error-feedback", "add what was not sent to the next update; only mechanism none")
+    option("outer", "fedadam", "outer optimiser (Reddi et al. 2021)", choices=OUTERS)
     option("learning-rate", 0.03, "of the outer optimiser; 1 is the average with fedavg")
     option("beta1", 0.9, "first moment (Reddi et al. 2021)")
     option("beta2", 0.99, "second moment (Reddi et al. 2021)")
     option("adam-epsilon", 1e-6, "added to the root of the second moment")
-    option("robust", "clip-median", "rule against outliers", choices=("clip-median", "none"))
+    switch("no-bias-correction", "the moments as in Reddi et al. 2021, not as in Adam")
+    option("mode", "set", "one model for all, or random pairs that average", choices=MODES)
+    option("robust", "clip-median", "rule against outliers", choices=ROBUST)
+    option("weight-power", "1", "n patients weigh n^p; 0.5 if one hospital has most of them")
+    option("sample-cap", "0", "n counts at most this many times the median; 0 is no cap")
+    option("committee", 0, "members that release in a round; 0 is all up to 64, 64 beyond")
+    switch("participation-scaling", "who is rarely there takes larger steps; small rates only")
+    switch("drift-correction", "correct local steps by the public mean (Scaffold); dense, no noise")
+    option("hot-rounds", 50, "older deltas than this are folded in rarely")
+    option("late-interval-s", 900.0, "seconds between two such folds")
+    option("exchanges", 4, "meetings per round that a node starts in mode pairwise")
     option(
         "quorum", 0.8, "share of live weight that ends a round early; waiting longer buys little"
     )
@@ -138,7 +155,7 @@ def _create(args: Namespace) -> None:
 
 
 def _fields(args: Namespace, roster: Roster) -> dict[str, Any]:
-    from p2pfed.identity.run import Outer
+    from p2pfed.identity.rules import Averaging, Encoding, Outer
 
     private = args.mechanism != "none"
     return {
@@ -156,12 +173,31 @@ def _fields(args: Namespace, roster: Roster) -> dict[str, Any]:
         "segment_blocks": args.segment_blocks,
         "select_share": _exact("select-share", args.select_share),
         "top_fraction": _exact("top-fraction", args.top_fraction),
-        "outer": Outer(args.outer, args.learning_rate, args.beta1, args.beta2, args.adam_epsilon),
+        "outer": Outer(
+            args.outer,
+            args.learning_rate,
+            args.beta1,
+            args.beta2,
+            args.adam_epsilon,
+            bias_correction=not args.no_bias_correction,
+        ),
         "robust": args.robust,
         "quorum": args.quorum,
         "min_live": args.min_live,
         "deadline_s": args.deadline_s,
         "min_round_interval_s": args.min_round_interval_s,
+        "encoding": Encoding(args.values, error_feedback=args.error_feedback),
+        "averaging": Averaging(
+            mode=args.mode,
+            weight_power=_exact("weight-power", args.weight_power),
+            sample_cap=_exact("sample-cap", args.sample_cap),
+            committee=args.committee,
+            participation_scaling=args.participation_scaling,
+            drift_correction=args.drift_correction,
+            hot_rounds=args.hot_rounds,
+            late_interval_s=args.late_interval_s,
+            exchanges=args.exchanges,
+        ),
     }
 
 
@@ -265,10 +301,19 @@ def _leaving(made: Run, leaving: dict[str, Any]) -> list[str]:
             f"δ {number(leaving['delta'])} in all; one round alone: "
             f"ε {number(leaving['epsilon_of_one_round'])}"
         )
+    sent = (
+        f"at most {size(leaving['bytes_per_round'])}: "
+        f"{leaving['coordinates_per_round']} of {leaving['num_parameters']} values"
+    )
+    if made.averaging.mode == "pairwise":
+        meetings = 2 * made.averaging.exchanges
+        sent = (
+            f"about {size(leaving['bytes_per_round'])}: this hospital's whole model, "
+            f"in about {meetings} meetings with one peer each"
+        )
     return [
         "what leaves the building:",
-        f"  per round       at most {size(leaving['bytes_per_round'])}: "
-        f"{leaving['coordinates_per_round']} of {leaving['num_parameters']} values",
+        f"  per round       {sent}",
         f"  rounds          {leaving['rounds']}",
         protection,
         rate,
@@ -299,22 +344,41 @@ def _accept(args: Namespace) -> None:
     made = check_signed_run(signed.encode(), roster)
     genesis = None if args.genesis is None else _genesis(args, made)
     if not args.json:
-        emit(args, "run", None, _leaving(made, made.leaving(roster)))
+        lines = [*_leaving(made, made.leaving(roster)), *_staying(args, made, roster)]
+        emit(args, "run", None, lines)
     if not confirmed(args, f"Take part in run {made.name}?"):
         raise PolicyError("the run was not accepted", "you said no", "nothing was changed")
     stored = None if genesis is None else _store(args, made, genesis)
     answer = client.post("/v1/runs", {"signed": signed, "genesis": stored})
-    emit(args, "run", answer, [f"accepted run {made.name}; watch it with: p2pfed status"])
+    warning = (answer.get("archive") or {}).get("warning")
+    lines = [f"accepted run {made.name}; watch it with: p2pfed status"]
+    emit(args, "run", answer, [*([f"warning: {warning}"] if warning else []), *lines])
+
+
+def _staying(args: Namespace, made: Run, roster: Roster) -> list[str]:
+    """How much of this disk the archive takes."""
+    from p2pfed.node.archive import Archive, forecast
+
+    folder = data_folder(args)
+    if not folder.is_dir():
+        return [
+            "what stays on this disk:",
+            f"  archive         at most {size(forecast(made, roster))}",
+        ]
+    archive = Archive.of(made, roster, held_bytes=0, folder=folder)
+    room = f"at most {size(archive.forecast_bytes)}; {size(archive.free_bytes)} are free"
+    warning = [f"  warning: {archive.warning}"] if archive.warning else []
+    return ["what stays on this disk:", f"  archive         {room}", *warning]
 
 
 def _genesis(args: Namespace, made: Run) -> bytes:
-    from p2pfed.identity.signing import fact_hash
+    from p2pfed.identity.filehash import file_hash
 
     data = read_bytes(args.genesis)
-    if fact_hash(data) != made.genesis:
+    if file_hash(data) != made.genesis:
         raise FactRejected(
             f"{args.genesis} is not the first model of run {made.name}",
-            f"its hash is {fact_hash(data).hex()[:16]}…, the run names {made.genesis.hex()[:16]}…",
+            f"its hash is {file_hash(data).hex()[:16]}…, the run names {made.genesis.hex()[:16]}…",
             "get the file that belongs to the run; without --genesis the daemon asks its peers",
         )
     return data

@@ -9,6 +9,8 @@ right one: a pinned network id shows a mix-up, not a forgery, for a later versio
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from p2pfed.errors import FactRejected
 from p2pfed.identity.roster import Roster
 from p2pfed.identity.signing import SignedDocument
@@ -21,9 +23,16 @@ class RosterBook:
 
     Args:
         network_id: The pinned network id (32 bytes), or None to take it from the first roster.
+        read: Decodes a roster's payload.
     """
 
-    def __init__(self, network_id: bytes | None = None) -> None:
+    def __init__(
+        self,
+        network_id: bytes | None = None,
+        *,
+        read: Callable[[bytes], Roster] = Roster.decode,
+    ) -> None:
+        self._read = read
         self._network_id = network_id
         self._rosters: dict[bytes, Roster] = {}
         self._signed: dict[bytes, bytes] = {}
@@ -92,7 +101,7 @@ class RosterBook:
             FactRejected: Malformed, of another network, or not signed by its own stewards.
         """
         document = SignedDocument.parse(signed)
-        roster = Roster.decode(document.payload)
+        roster = self._read(document.payload)
         if self._network_id not in {None, roster.network_id}:
             raise FactRejected(f"roster v{roster.version} is of another network")
         if not roster.enough_signatures(document):
@@ -110,7 +119,7 @@ class RosterBook:
     def check(self, signed: bytes) -> Roster | None:
         """What `add` would do with these bytes, without doing it; raises FactRejected likewise."""
         document = SignedDocument.parse(signed)
-        roster = Roster.decode(document.payload)
+        roster = self._read(document.payload)
         if roster.hash in self._rosters:
             return None
         if self._network_id is not None and roster.network_id != self._network_id:

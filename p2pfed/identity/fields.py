@@ -90,6 +90,13 @@ class Fields:
             raise self._refuse(key, " or ".join(allowed))
         return value
 
+    def flag(self, key: str) -> bool:
+        """A truth value; 0 and 1 are none."""
+        value = self._take(key)
+        if type(value) is not bool:
+            raise self._refuse(key, "true or false")
+        return value
+
     def integer(self, key: str, *, low: int, high: int) -> int:
         """An integer in [low, high]; true and false are not integers."""
         value = self._take(key)

@@ -12,7 +12,7 @@ counting; 0 forgets its whole contribution. Which roster a node believes is deci
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from p2pfed.errors import FactRejected
@@ -84,6 +84,7 @@ class Roster:
         members: The nodes that may join.
         revoked: The nodes that are out.
         hash: BLAKE2b-256 of the payload; not part of it.
+        by_id: The members by peer id; not part of it.
     """
 
     network: str
@@ -96,6 +97,10 @@ class Roster:
     members: tuple[Member, ...]
     revoked: tuple[Revocation, ...]
     hash: bytes = field(default=b"", compare=False)
+    by_id: Mapping[str, Member] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by_id", {m.peer_id: m for m in self.members})
 
     # --- reading and writing -------------------------------------------------------------------
 
@@ -226,7 +231,7 @@ class Roster:
 
     def member(self, peer_id: str) -> Member | None:
         """The member with this peer id, if it is one."""
-        return next((m for m in self.members if m.peer_id == peer_id), None)
+        return self.by_id.get(peer_id)
 
     def is_expired(self, now: dt.datetime) -> bool:
         """Whether a node must stop releasing under this roster."""

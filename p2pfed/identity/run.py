@@ -11,48 +11,37 @@ A hospital accepts a run by name after it was shown `leaving`: what will leave t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeVar
 
 from p2pfed.errors import FactRejected
 from p2pfed.identity.fields import Fields, encode_payload, read_payload
 from p2pfed.identity.roster import Roster
+from p2pfed.identity.rules import ROBUST, Averaging, Encoding, Outer, decimal
 from p2pfed.identity.signing import RUN, SignedDocument, fact_hash
 
-__all__ = ["MECHANISMS", "Outer", "Run", "check_kept_run", "check_signed_run"]
+__all__ = [
+    "MECHANISMS",
+    "Averaging",
+    "Encoding",
+    "Outer",
+    "Run",
+    "check_kept_run",
+    "check_signed_run",
+]
+
+T = TypeVar("T")
 
 KIND = "p2pfed.run/1"
 MECHANISMS = ("svt", "gaussian", "none")
 UNITS = ("patient", "none")
-ROBUST = ("clip-median", "none")
-OUTERS = ("fedavg", "fedadam")
 MAX_PARAMETERS = 1 << 30
 MAX_DELTA_BYTES = 16 << 20  # of one frame, see wire/codec.py
-MIN_EPSILON = 1e-12  # keeps the root of fedadam away from 0
 _HEAD_BYTES = 400  # header, signature and framing of one delta, see wire/delta.py
-_ENTRY_BYTES = 4  # 16-bit gap and int16 value, see wire/payload.py
+_GAP_BYTES = 2  # in front of each value of a sparse payload, see wire/payload.py
 _LONGEST_GAP = 0xFFFF  # each one that is passed over costs an entry
-
-
-@dataclass(frozen=True, slots=True)
-class Outer:
-    """The outer optimiser that every node applies to the round's mean delta.
-
-    Attributes:
-        name: `fedavg` (plain step) or `fedadam` (Reddi et al. 2021, arXiv:2003.00295, Algorithm 2).
-        learning_rate: Step; 1.0 makes `fedavg` the classic sample-weighted average.
-        beta1: Decay of the first moment; used by `fedadam`.
-        beta2: Decay of the second moment; used by `fedadam`.
-        epsilon: Added to the root of the second moment; used by `fedadam`.
-    """
-
-    name: str
-    learning_rate: float
-    beta1: float = 0.9
-    beta2: float = 0.99
-    epsilon: float = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +67,14 @@ class Run:
         select_share: Share of the budget that pays for the selection.
         top_fraction: Share of coordinates sent with mechanism `none`.
         outer: The outer optimiser.
-        robust: `clip-median` or `none`.
+        robust: Rule against outliers: `clip-median`, `centred-clipping`,
+            `nearest-neighbour-mixing` or `none`.
         quorum: Share of the live weight whose deltas end a round early.
         min_live: Share of the roster's weight that must be alive to start a round.
         deadline_s: Longest wait for a round's deltas, seconds.
         min_round_interval_s: Shortest time between two round starts, seconds.
+        encoding: How deltas are written.
+        averaging: Who is averaged with whom, and with what weight.
         run_id: Hash of the payload; not part of it.
     """
 
@@ -109,6 +101,8 @@ class Run:
     min_live: float
     deadline_s: float
     min_round_interval_s: float
+    encoding: Encoding = field(default_factory=Encoding)
+    averaging: Averaging = field(default_factory=Averaging)
     run_id: bytes = field(default=b"", compare=False)
 
     @classmethod
@@ -138,12 +132,14 @@ class Run:
             segment_blocks=fields.integer("segment_blocks", low=1, high=1 << 16),
             select_share=fields.fraction("select_share", low=zero, high=one),
             top_fraction=fields.fraction("top_fraction", low=zero, high=one),
-            outer=_read_one_outer(fields),
+            outer=_read_one(fields, "outer", Outer.read),
             robust=fields.one_of("robust", ROBUST),
             quorum=fields.number("quorum", low=0.0, high=1.0),
             min_live=fields.number("min_live", low=0.0, high=1.0),
             deadline_s=fields.number("deadline_s", low=0.1, high=1e7),
             min_round_interval_s=fields.number("min_round_interval_s", low=0.0, high=1e7),
+            encoding=_read_one(fields, "encoding", Encoding.read),
+            averaging=_read_one(fields, "averaging", Averaging.read),
             run_id=fact_hash(payload),
         )
         fields.done()
@@ -153,7 +149,6 @@ class Run:
     def encode(self) -> bytes:
         """The payload to be signed; called once by whoever makes the run."""
         self._check()
-        outer = self.outer
         data: dict[str, Any] = {
             "type": KIND,
             "name": self.name,
@@ -166,27 +161,21 @@ class Run:
             "grid_bits": self.grid_bits,
             "mechanism": self.mechanism,
             "unit": self.unit,
-            "epsilon": _decimal(self.epsilon),
-            "delta": _decimal(self.delta),
-            "clip": _decimal(self.clip),
+            "epsilon": decimal(self.epsilon),
+            "delta": decimal(self.delta),
+            "clip": decimal(self.clip),
             "block_size": self.block_size,
             "segment_blocks": self.segment_blocks,
-            "select_share": _decimal(self.select_share),
-            "top_fraction": _decimal(self.top_fraction),
-            "outer": [
-                {
-                    "name": outer.name,
-                    "learning_rate": outer.learning_rate,
-                    "beta1": outer.beta1,
-                    "beta2": outer.beta2,
-                    "epsilon": outer.epsilon,
-                }
-            ],
+            "select_share": decimal(self.select_share),
+            "top_fraction": decimal(self.top_fraction),
+            "outer": [self.outer.encode()],
             "robust": self.robust,
             "quorum": self.quorum,
             "min_live": self.min_live,
             "deadline_s": self.deadline_s,
             "min_round_interval_s": self.min_round_interval_s,
+            "encoding": [self.encoding.encode()],
+            "averaging": [self.averaging.encode()],
         }
         return encode_payload(data)
 
@@ -201,18 +190,48 @@ class Run:
             raise FactRejected("a private run needs epsilon > 0 and delta > 0")
         if self.mechanism == "svt" and not 0 < self.select_share < 1:
             raise FactRejected("svt needs 0 < select_share < 1", "selection and values both cost")
-        outer = self.outer
-        stable = outer.beta1 < 1 and outer.beta2 < 1 and outer.epsilon >= MIN_EPSILON
-        if outer.name == "fedadam" and not stable:
+        self.outer.check()
+        self.averaging.check()
+        self._check_pairwise()
+        self._check_memory()
+        if self.message_bytes > MAX_DELTA_BYTES:
             raise FactRejected(
-                f"fedadam needs beta1 < 1, beta2 < 1 and epsilon >= {MIN_EPSILON}",
-                "it would divide by zero, and hospitals would no longer hold the same model",
-            )
-        if self.bytes_per_round > MAX_DELTA_BYTES:
-            raise FactRejected(
-                f"a delta of this run may have {self.bytes_per_round} bytes",
+                f"an update of this run may have {self.message_bytes} bytes",
                 f"at most {MAX_DELTA_BYTES} fit into one message",
                 "release fewer coordinates a round, or choose a smaller model",
+            )
+
+    def _check_pairwise(self) -> None:
+        if self.averaging.mode != "pairwise":
+            return
+        if self.mechanism != "none":
+            raise FactRejected(
+                f"averaging mode 'pairwise' with mechanism {self.mechanism!r}",
+                "every meeting of two peers would be one more look at the patients, paid for once"
+                " each, and the model of one round would leak through the next",
+                "use mode 'set', in which a release happens once, or mechanism 'none'",
+            )
+        if self.robust != "none" or self.outer.is_adaptive or self.averaging.committee:
+            raise FactRejected(
+                "averaging mode 'pairwise' with a robust rule, an outer optimiser or a committee",
+                "a pair sees two models; these rules are over all deltas of a round",
+                "use robust 'none', outer 'fedavg' and committee 0, or mode 'set'",
+            )
+
+    def _check_memory(self) -> None:
+        """What a hospital remembers from round to round outside the ledger needs no mechanism."""
+        if self.encoding.error_feedback and self.mechanism != "none":
+            raise FactRejected(
+                f"error feedback with mechanism {self.mechanism!r}",
+                "what a release left out is not public: the next round would depend on it unpaid",
+                "switch error feedback off, or use mechanism 'none'",
+            )
+        dense = self.mechanism == "none" and self.top_fraction == 1
+        if self.averaging.drift_correction and not (dense and self.averaging.mode == "set"):
+            raise FactRejected(
+                "drift correction with a mechanism, with top_fraction < 1 or in pairs",
+                "it compares one's own step with the public mean; noise and sparsity ruin that",
+                "switch drift correction off, or use mechanism 'none' with top_fraction 1",
             )
 
     @property
@@ -228,18 +247,37 @@ class Run:
 
     @property
     def bytes_per_round(self) -> int:
-        """The most bytes that one delta can have, with its header, signature and framing."""
+        """What leaves in one round: at most one delta, or in pairs about so much.
+
+        A pair's node starts `exchanges` meetings a round and is met about as often.
+        """
+        meetings = 2 * self.averaging.exchanges if self.averaging.mode == "pairwise" else 1
+        return meetings * self.message_bytes
+
+    @property
+    def message_bytes(self) -> int:
+        """The most bytes that one delta can have, with its header, signature and framing.
+
+        Sparse (an index and a value per coordinate) or dense, whichever is shorter at worst; in
+        pairs the whole model with an exponent for every 256 values.
+        """
+        value = 1 if self.encoding.values == "int8" else 2
+        if self.averaging.mode == "pairwise":
+            return _HEAD_BYTES + value * self.num_parameters + -(-self.num_parameters // 256)
         entries = self.max_released + self.num_parameters // _LONGEST_GAP
-        return _HEAD_BYTES + _ENTRY_BYTES * entries
+        sparse = (_GAP_BYTES + value) * entries
+        return _HEAD_BYTES + min(sparse, value * self.num_parameters)
 
     def leaving(self, roster: Roster) -> dict[str, Any]:
         """What will leave the building if this run is accepted, for people to read.
 
         Returns:
-            bytes_per_round (most), epsilon (whole run), epsilon_of_one_round, delta, mechanism,
-            unit, rounds and the names of all members, who receive every delta.
+            mode, bytes_per_round (most; in pairs about), epsilon (whole run),
+            epsilon_of_one_round, delta, mechanism, unit, rounds and the names of all members, who
+            receive every delta.
         """
         return {
+            "mode": self.averaging.mode,
             "bytes_per_round": self.bytes_per_round,
             "coordinates_per_round": self.max_released,
             "num_parameters": self.num_parameters,
@@ -311,27 +349,8 @@ def _epsilon_of_one_round(run: Run) -> float:
     return rho + 2 * math.sqrt(rho * log)
 
 
-def _decimal(value: Fraction) -> str:
-    text = repr(float(value))
-    if Fraction(text) != value:
-        raise FactRejected(f"{value} is not a short decimal", "write it as e.g. 0.25")
-    return text
-
-
-def _read_one_outer(fields: Fields) -> Outer:
-    found = fields.many("outer", _read_outer, most=1)
+def _read_one(fields: Fields, key: str, read: Callable[[Fields], T]) -> T:
+    found = fields.many(key, read, most=1)
     if not found:
-        raise FactRejected(f"{KIND}: outer is empty", "expected a list of one object")
+        raise FactRejected(f"{KIND}: {key} is empty", "expected a list of one object")
     return found[0]
-
-
-def _read_outer(fields: Fields) -> Outer:
-    outer = Outer(
-        name=fields.one_of("name", OUTERS),
-        learning_rate=fields.number("learning_rate", low=0.0, high=1e3),
-        beta1=fields.number("beta1", low=0.0, high=1.0),
-        beta2=fields.number("beta2", low=0.0, high=1.0),
-        epsilon=fields.number("epsilon", low=0.0, high=1.0),
-    )
-    fields.done()
-    return outer

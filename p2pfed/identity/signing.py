@@ -35,7 +35,7 @@ DELTA = b"p2pfed-delta"
 ROSTER = b"p2pfed-roster"
 RUN = b"p2pfed-run"
 
-MAX_SIGNED_BYTES = 64 * 1024  # a stranger may send this much before it is known (docs/protocol.md)
+MAX_SIGNED_BYTES = 1 << 18  # 1024 members; a stranger may send this much (docs/protocol.md)
 MARKER = b"\n-- p2pfed signatures --\n"
 MAX_SIGNATURES = 64
 
