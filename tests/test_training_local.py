@@ -65,7 +65,37 @@ def test_quantising_rounds_to_the_nearest_multiple_or_cuts_off(values, bits):
     assert np.abs(back - values)[inside].max(initial=0) <= 0.5 / 2**bits
     assert (back[~inside] == np.sign(values[~inside]) * most).all()
     assert result.saturated == (np.abs(np.rint(values * 2.0**bits)) > 32767).sum()
-    data = encode_payload(result.payload)
+    data = encode_payload(result.payload, num_parameters=values.size)
     again = decode_payload(data, num_parameters=values.size, max_released=values.size)
-    assert (again.values == result.payload.values).all()
+    assert (again.values[again.values != 0] == result.payload.values).all()
     assert (result.payload.values != 0).all()
+
+
+@given(st.lists(st.floats(-20, 20), min_size=1, max_size=30), st.integers(4, 16))
+def test_quantising_to_eight_bits_keeps_eight_bits_of_the_largest_value(values, bits):
+    values = np.array(values)
+    size = values.size
+    result = quantise(np.arange(size), values, grid_bits=bits, width="int8")
+    back = np.zeros(size)
+    back[result.payload.indices] = result.payload.values / 2.0**bits
+    largest = np.abs(values).max() * 2.0**bits
+    exponent = next((e for e in range(8) if largest <= 127 * 2**e), 8)
+    step = 2.0 ** (exponent - bits)
+    inside = np.abs(values) <= 127.5 * step
+    assert np.abs(back - values)[inside].max(initial=0) <= step / 2
+    assert (back[~inside] == np.sign(values[~inside]) * 127 * step).all()
+    assert result.saturated == (~inside).sum()
+    negated = quantise(np.arange(size), -values, grid_bits=bits, width="int8")
+    assert (negated.payload.values == -result.payload.values).all()
+    data = encode_payload(result.payload, num_parameters=size, width="int8")
+    again = decode_payload(data, num_parameters=size, max_released=size, width="int8")
+    assert (again.values[again.values != 0] == result.payload.values).all()
+
+
+def test_half_a_step_is_rounded_to_even():
+    halves = np.array([0.5, 1.5, 2.5, -0.5, -1.5]) / 2**4
+    assert quantise(np.arange(5), halves, grid_bits=4).payload.values.tolist() == [2, 2, -2]
+    halves = np.array([254.0, 1.0, 3.0, -5.0]) / 2**4  # exponent 1: steps of 2
+    low = quantise(np.arange(4), halves, grid_bits=4, width="int8")
+    assert low.payload.indices.tolist() == [0, 2, 3]
+    assert low.payload.values.tolist() == [254, 4, -4]

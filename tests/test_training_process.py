@@ -18,12 +18,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from p2pfed.identity.run import Outer, Run
 from p2pfed.tasks.breast_cancer import BreastCancer
 from p2pfed.training.local import initial_vector
 from p2pfed.training.task import task_id
-from p2pfed.training.vector import read_vector, write_vector
+from p2pfed.training.vector import read_vector, read_view, write_vector
 from p2pfed.wire.payload import decode_payload
 
 pytestmark = pytest.mark.slow
@@ -76,6 +77,7 @@ def make_run(**changes):
 
 
 TASK_ID = task_id(Canary())
+AS_EVER = {"samples": 116, "scale": 1, "scale_of": 1}
 
 
 class Trainer:
@@ -123,8 +125,9 @@ class Trainer:
         self.send(**request)
         return self.read()
 
-    def round(self, number=0, run=None, view="view.safetensors"):
-        return self.ask(op="round", run=run or make_run(), round=number, view=view, samples=116)
+    def round(self, number=0, run=None, view="view.safetensors", **more):
+        asked = {"run": run or make_run(), "round": number, "view": view, **AS_EVER, **more}
+        return self.ask(op="round", **asked)
 
     def mood(self, wish):
         (self.folder / "mood").write_text(wish)
@@ -245,11 +248,26 @@ def test_requests_that_cannot_be_read_are_answered_and_survived(start, tmp_path)
     ):
         assert trainer.round(0, view=view)["event"] == "failed"
     assert trainer.round(0, run="{}")["event"] == "failed"
-    trainer.send(op="round", run=make_run(), round=True, view="view.safetensors", samples=116)
+    for scale in ({"scale_of": 0}, {"scale": -1}, {"scale": 1.5}, {"scale": True}, {"scale": None}):
+        assert trainer.round(0, **scale)["event"] == "failed"
+    assert trainer.round(0, scale=2)["event"] == "refused"  # the run does not scale
+    trainer.send(op="round", run=make_run(), round=True, view="view.safetensors", **AS_EVER)
     assert trainer.read()["event"] == "failed"
     assert trainer.round(0, run=make_run(task_id=bytes(32)))["event"] == "refused"
     assert trainer.private("/v1/ledger")["releases"] == 0
     assert trainer.round(0)["event"] == "released"
+
+
+def test_the_view_may_bring_the_mean_of_the_round_before(start):
+    trainer = start()
+    trainer.read()
+    view, mean = read_view(trainer.exchange / "view.safetensors", 31)
+    assert mean is None
+    both = {"model": view, "mean": np.zeros(31, np.float32)}
+    save_file(both, trainer.exchange / "both.safetensors", metadata={"mean_round": "0"})
+    assert trainer.round(1, view="both.safetensors")["event"] == "released"
+    save_file(both, trainer.exchange / "nameless.safetensors")
+    assert trainer.round(2, view="nameless.safetensors")["event"] == "failed"
 
 
 def test_the_network_process_learns_when_the_budget_is_spent(start):
@@ -270,7 +288,7 @@ def test_sigkill_and_restart_give_the_same_stored_payload(start):
     first = trainer.round(0)
     stored = (trainer.exchange / first["payload"]).read_bytes()
     trainer.mood("slow")
-    trainer.send(op="round", run=make_run(), round=1, view="view.safetensors", samples=116)
+    trainer.send(op="round", run=make_run(), round=1, view="view.safetensors", **AS_EVER)
     while not (trainer.folder / "started").exists():
         time.sleep(0.01)
     trainer.kill()  # in the middle of round 1: its socket file and ledger stay as they are
@@ -288,7 +306,7 @@ def test_a_round_ends_with_its_network_process(start):
     trainer = start()
     trainer.read()
     trainer.mood("slow")
-    trainer.send(op="round", run=make_run(), round=0, view="view.safetensors", samples=116)
+    trainer.send(op="round", run=make_run(), round=0, view="view.safetensors", **AS_EVER)
     while not (trainer.folder / "started").exists():
         time.sleep(0.01)
     trainer._stream.close()
@@ -365,3 +383,19 @@ def test_describe_names_a_mistake(tmp_path):
     nowhere = describe("breast-cancer", "--genesis", tmp_path / "none" / "g")
     assert nowhere.returncode == 2
     assert "Traceback" not in nowhere.stderr
+
+
+@pytest.mark.slow
+def test_a_ledger_that_does_not_know_what_peers_have_seen_pays_for_nothing(start):
+    trainer = start()
+    trainer.read()
+    heads = [trainer.round(number, heads=[])["ledger_head"] for number in range(2)]
+    assert trainer.round(2, heads=heads)["event"] == "released"
+    before = trainer.private("/v1/ledger")
+    answer = trainer.round(3, heads=[*heads, "ab" * 32])
+    assert answer["event"] == "rolled-back"
+    assert "older" in answer["reason"]
+    assert trainer.private("/v1/ledger") == before
+    for wrong in ("ab", [3], ["xy"], {"a": 1}):
+        assert trainer.round(3, heads=wrong)["event"] == "failed"
+    assert trainer.private("/v1/ledger") == before

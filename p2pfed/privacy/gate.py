@@ -12,10 +12,12 @@ Not here: computing contributions, signing and sending the result.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from p2pfed.errors import UpdateRejected
 from p2pfed.privacy.accountant import Budget
@@ -26,6 +28,9 @@ from p2pfed.privacy.svt import Release
 from p2pfed.privacy.units import Contributions, PrivacyUnit
 
 __all__ = ["Released", "decode_release", "encode_release", "release_round"]
+
+_HEAD = struct.Struct("<BBI")
+_KINDS = ("<i1", "<i2", "<i4", "<i8")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,18 +108,44 @@ def release_round(
 
 
 def encode_release(release: Release) -> bytes:
-    """Return the indices, then the values, as little-endian int64."""
-    return release.indices.astype("<i8").tobytes() + release.values.astype("<i8").tobytes()
+    """Return a release as bytes, as short as whole bytes per number allow.
+
+    Layout, little endian: bytes per index (0: the indices are 0, 1, 2, ...), bytes per value (one
+    byte each), the number of pairs (uint32), the indices, the values.
+    """
+    count = release.indices.size
+    dense = bool(count) and release.indices[-1] == count - 1  # they grow, so none is left out
+    kind = "" if dense else _narrowest(release.indices)
+    value = _narrowest(release.values)
+    head = _HEAD.pack(np.dtype(kind).itemsize if kind else 0, np.dtype(value).itemsize, count)
+    indices = release.indices.astype(kind).tobytes() if kind else b""
+    return head + indices + release.values.astype(value).tobytes()
+
+
+def _narrowest(numbers: NDArray[np.int64]) -> str:
+    low, high = (int(numbers.min()), int(numbers.max())) if numbers.size else (0, 0)
+    fits = (k for k in _KINDS if np.iinfo(k).min <= low and high <= np.iinfo(k).max)
+    return next(fits)
 
 
 def decode_release(payload: bytes) -> Release:
     """Return the release that `encode_release` made these bytes of.
 
     Raises:
-        ValueError: The length is not that of whole pairs.
+        ValueError: The length is not what the head says.
     """
-    pairs = np.frombuffer(payload, "<i8").reshape(2, -1).astype(np.int64)
-    return Release(pairs[0], pairs[1])
+    if len(payload) < _HEAD.size:
+        raise ValueError(f"a release of {len(payload)} bytes")
+    per_index, per_value, count = _HEAD.unpack_from(payload)
+    by_size = {np.dtype(kind).itemsize: kind for kind in _KINDS}
+    if len(payload) != _HEAD.size + count * (per_index + per_value) or per_value not in by_size:
+        raise ValueError(f"a release of {len(payload)} bytes claims {count} pairs")
+    split = _HEAD.size + count * per_index
+    indices = np.arange(count, dtype=np.int64)
+    if per_index:
+        indices = np.frombuffer(payload, by_size[per_index], count, _HEAD.size).astype(np.int64)
+    values = np.frombuffer(payload, by_size[per_value], count, split).astype(np.int64)
+    return Release(indices, values)
 
 
 def _released(stored: StoredOutput) -> Released:

@@ -179,6 +179,10 @@ class Ledger:
         """32 bytes that stand for the whole ledger; signed deltas carry it."""
         return self._journal.head
 
+    def knows(self, heads: Iterable[bytes]) -> bool:
+        """Whether it ever had each of these heads; one that forgot its own is an old copy."""
+        return {entry.chain for entry in self._journal.entries}.issuperset(heads)
+
     def register(self, name: str, patient_records: Iterable[bytes]) -> DataSetId:
         """Make a data set known by its patients; the same patients give the same id.
 

@@ -224,6 +224,8 @@ def top_k(update_D: NDArray[np.int64], fraction: Fraction | float) -> Release:
         fraction: Share to keep, in (0, 1].
     """
     keep = math.ceil(Fraction(fraction) * update_D.size)
+    if keep == update_D.size:
+        return Release(np.arange(keep), update_D)
     largest = np.argpartition(-np.abs(update_D), keep - 1)[:keep]
     indices = np.sort(largest)
     return Release(indices, update_D[indices])

@@ -2,7 +2,7 @@
 
 McMahan et al. 2017 (arXiv:1602.05629): some mini-batch steps from the common model. A run without
 privacy shares the difference, its largest entries only (privacy.mechanisms), on the run's grid.
-Nothing bounds a patient's influence on it.
+Nothing bounds a patient's influence on it. What it remembers from round to round is in `feedback`.
 
 Invariant: on a CPU and for one version of torch the result is a function of the arguments.
 """
@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from p2pfed.errors import UpdateRejected
 from p2pfed.training.task import Split, Task
-from p2pfed.training.vector import get_vector, set_vector
-from p2pfed.wire.payload import Payload
+from p2pfed.training.vector import Vector, get_vector, parts, set_vector
+from p2pfed.wire.payload import MOST_INT8, Payload, least_exponent
 
 __all__ = ["Quantised", "evaluate", "initial_vector", "quantise", "train_local"]
 
-Vector = NDArray[np.float32]
 _MOST = 32767  # symmetric int16
+_CHUNK = 1 << 16  # values rounded at a time: stays in the cache
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,7 +34,7 @@ class Quantised:
 
     Attributes:
         payload: Its entries other than zero.
-        saturated: How many did not fit into int16 and were cut off at its end.
+        saturated: How many did not fit and were cut off at the end of the range.
     """
 
     payload: Payload
@@ -58,6 +58,7 @@ def train_local(
     batch_size: int,
     seed: int,
     device: torch.device | None = None,
+    shift: Vector | None = None,
 ) -> Vector:
     """Train from `start` for some mini-batch steps with fresh optimiser state.
 
@@ -70,6 +71,7 @@ def train_local(
         batch_size: Records per step; fewer at the end of an epoch.
         seed: Fixes batches and dropout.
         device: Where to compute.
+        shift: Added to the model after each step, shape (P,); see training.feedback.
 
     Returns:
         The trained vector, shape (P,).
@@ -85,6 +87,7 @@ def train_local(
         model.to(device).train()
         kind = torch.optim.Adam if task.hyper.optimizer == "adam" else torch.optim.SGD
         optimizer = kind(model.parameters(), lr=learning_rate)
+        shifts = [] if shift is None else [p.to(device) for p in parts(model, shift)]
         batches = _batches(len(split.x), batch_size)
         for _ in range(steps):
             rows = next(batches)
@@ -92,6 +95,9 @@ def train_local(
             optimizer.zero_grad(set_to_none=True)
             task.loss(model(x), y).mean().backward()
             optimizer.step()
+            with torch.no_grad():
+                for parameter, part in zip(model.parameters(), shifts, strict=False):
+                    parameter.add_(part)
     trained = get_vector(model)
     if not np.isfinite(trained).all():
         raise UpdateRejected(
@@ -111,22 +117,37 @@ def evaluate(task: Task, vector: Vector, split: Split) -> dict[str, float]:
         return task.metrics(model, split)
 
 
-def quantise(indices: NDArray[np.int64], values: NDArray[Any], *, grid_bits: int) -> Quantised:
-    """Round values to multiples of 2**-grid_bits in int16, cutting off what does not fit.
+def quantise(
+    indices: NDArray[np.int64], values: NDArray[Any], *, grid_bits: int, width: str = "int16"
+) -> Quantised:
+    """Round values, half to even, to what a payload can hold; symmetric, without chance.
+
+    That is up to 32767 multiples of 2**-grid_bits, or with "int8" up to 127 multiples of 2**e times
+    that, with the least e of 0 to 8 that holds the largest value. What does not fit is cut off.
 
     Args:
         indices: Strictly increasing positions, shape (K,).
         values: Finite real numbers, shape (K,).
         grid_bits: The run's grid.
+        width: The run's `encoding.values`.
 
     Returns:
         The entries that are not zero after rounding, and how many were cut off.
     """
-    units = np.rint(values.astype(np.float64) * 2.0**grid_bits)
-    cut = np.clip(units, -_MOST, _MOST)
-    kept = cut != 0
-    payload = Payload(indices[kept], cut[kept].astype(np.int16))
-    return Quantised(payload, saturated=int((cut != units).sum()))
+    most, exponent = _MOST, 0
+    if width == "int8":
+        largest = max(float(values.max(initial=0)), -float(values.min(initial=0)))
+        most, exponent = MOST_INT8, least_exponent(largest * 2.0**grid_bits)
+    coded, saturated = np.empty(values.size, np.int16), 0
+    for start in range(0, values.size, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        units = np.rint(values[part].astype(np.float64) * 2.0 ** (grid_bits - exponent))
+        saturated += int(np.count_nonzero(np.abs(units) > most))
+        coded[part] = np.clip(units, -most, most)
+    coded <<= exponent
+    kept = coded != 0
+    payload = Payload(indices, coded) if kept.all() else Payload(indices[kept], coded[kept])
+    return Quantised(payload, saturated)
 
 
 def _batches(count: int, batch_size: int) -> Iterator[torch.Tensor]:

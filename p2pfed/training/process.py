@@ -28,6 +28,7 @@ import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -48,7 +49,7 @@ from p2pfed.training.round import (
     Skipped,
 )
 from p2pfed.training.task import load_task
-from p2pfed.training.vector import Vector, read_vector
+from p2pfed.training.vector import Vector, read_view
 
 __all__ = ["serve"]
 
@@ -58,6 +59,10 @@ _MOST_LINE_BYTES = 1 << 20
 _MOST_LOG_BYTES = 1 << 20  # a longer log is begun anew by the next start
 _KEPT_ROUNDS = 1000
 _GRACE_S = 2.0
+_ROLLED_BACK = (
+    "the ledger is older than what this node has released (a restored copy?); "
+    "restore the newest ledger, or ask the stewards for a new membership"
+)
 
 
 def serve(config: Path, control_fd: int, exchange: Path) -> int:
@@ -225,13 +230,22 @@ class _Trainer:
 
     def _answer(self, request: _Request) -> tuple[Message, Vector | None]:
         if request.op == "evaluate":
-            view = read_vector(request.view, self.hospital.num_parameters)
+            view, _ = read_view(request.view, self.hospital.num_parameters)
             return {"event": "evaluated", "round": request.round}, view
         run = Run.decode(request.text("run").encode())
+        if not self.hospital.ledger.knows(request.heads()):
+            return {"event": "rolled-back", "round": request.round, "reason": _ROLLED_BACK}, None
         started = time.monotonic()
-        view = read_vector(request.view, self.hospital.num_parameters)
+        view, mean = read_view(request.view, self.hospital.num_parameters)
         loaded = time.monotonic()
-        result = self.hospital.run_round(run, request.round, view, samples=request.whole("samples"))
+        result = self.hospital.run_round(
+            run,
+            request.round,
+            view,
+            samples=request.whole("samples"),
+            scale=request.scale,
+            mean=mean,
+        )
         answer = self._told(run, request.round, result)
         split = {"load": loaded - started, "train_and_release": time.monotonic() - loaded}
         with self.record.lock:
@@ -324,6 +338,14 @@ class _Request:
         if self.view.parent != exchange:
             raise ConfigError("the view is not in the exchange folder")
 
+    @property
+    def scale(self) -> Fraction:
+        """Two whole numbers, at most 2**53, the second not 0."""
+        below = self.whole("scale_of")
+        if below == 0:
+            raise ConfigError("the request's scale_of is 0")
+        return Fraction(self.whole("scale"), below)
+
     def text(self, key: str) -> str:
         value = self._data.get(key)
         if not isinstance(value, str):
@@ -335,6 +357,16 @@ class _Request:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 53:
             raise ConfigError(f"the request's {key} is not a whole number")
         return value
+
+    def heads(self) -> list[bytes]:
+        """Ledger heads that peers have seen, signed by this node."""
+        value = self._data.get("heads", [])
+        if not isinstance(value, list):
+            raise ConfigError("the request's heads are not a list")
+        try:
+            return [bytes.fromhex(head) for head in value]
+        except (TypeError, ValueError) as error:
+            raise ConfigError("the request's heads are not hexadecimal") from error
 
 
 def _spent(result: Released | Exhausted) -> Message:

@@ -2,8 +2,8 @@
 
 Order: the hospital's own policy -> the run's ceiling -> contributions and a public plan -> the
 privacy gate (debit, noise, output) -> post-processing on the run's grid. With mechanism `none` one
-vector, the change by ordinary local training, takes the place of the patients' contributions, and
-the gate keeps it so that a round never has two answers.
+vector, the change by ordinary local training (`feedback`), takes the place of the patients'
+contributions, and the gate keeps it so that a round never has two answers.
 
 Formal guarantee: what a `Released` holds is computed from the gate's output and public facts only
 (plan, run, the roster's number of patients): post-processing. All debits of one run together stay
@@ -18,13 +18,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from p2pfed.config import Settings
 from p2pfed.errors import BudgetExhausted, ConfigError, UpdateRejected
@@ -36,14 +34,15 @@ from p2pfed.privacy.mechanisms import GaussianPlan, NoPrivacyPlan, Plan
 from p2pfed.privacy.svt import SvtPlan, next_threshold
 from p2pfed.privacy.units import Contributions
 from p2pfed.training.contributions import PatientContributions
-from p2pfed.training.local import quantise, train_local
-from p2pfed.training.task import Split, Task, TaskData, task_id
-from p2pfed.training.vector import check_no_buffers, num_parameters
+from p2pfed.training.feedback import LocalChange, LocalMemory
+from p2pfed.training.local import quantise
+from p2pfed.training.task import Task, TaskData, task_id
+from p2pfed.training.vector import MeanDelta, Vector, check_no_buffers, num_parameters
 from p2pfed.wire.payload import encode_payload
 
 __all__ = ["Exhausted", "Hospital", "Refused", "Released", "RoundResult", "Skipped"]
 
-Vector = NDArray[np.float32]
+MAX_SCALE = 4  # a member that was away for long does not take over its first round
 
 _CLIP_BITS = 16  # a clipped row is 2^15 to 2^16 grid units long, shorter from 16384 patients on
 _SUM_BITS = 30  # the sum of `samples` clipped rows; the gate allows twice that
@@ -55,13 +54,13 @@ class Released:
     """What may leave; the same again whenever the same round is asked for.
 
     Attributes:
-        payload: Encoded sparse vector, see wire.payload.
+        payload: The encoded vector, see wire.payload.
         mechanism: What it was drawn with.
         spent_nano_rho: Cumulative spending of these patients, in 1e-9 rho.
         spent_epsilon: The same as epsilon at the hospital's delta.
         releases: Outputs drawn on these patients so far.
         ledger_head: 32 bytes.
-        saturated: Entries cut off at the end of int16; public.
+        saturated: Entries cut off at the end of the values' range; public.
         releases_left: How many more of this run the lifetime budget allows.
     """
 
@@ -141,6 +140,7 @@ class Hospital:
         )
         self._policy = settings.privacy
         self._thresholds: dict[bytes, tuple[int, SvtPlan]] = {}
+        self._memory: tuple[bytes, LocalMemory] = (b"", LocalMemory())
 
     @property
     def spent(self) -> Spent:
@@ -154,20 +154,31 @@ class Hospital:
             epsilon=float(self._policy.epsilon) or _NO_BUDGET, delta=float(self._policy.delta)
         )
 
-    def run_round(self, run: Run, round_number: int, view: Vector, *, samples: int) -> RoundResult:
+    def run_round(
+        self,
+        run: Run,
+        round_number: int,
+        view: Vector,
+        *,
+        samples: int,
+        scale: Fraction = Fraction(1),
+        mean: MeanDelta | None = None,
+    ) -> RoundResult:
         """Do one round, or give again what it gave.
 
         Args:
             run: The accepted run.
             round_number: 0 to run.rounds.
             view: The public model, shape (P,), finite.
-            samples: The hospital's number of patients in the roster: public. A repeat of the round
-                must name the same number.
+            samples: The hospital's number of patients in the roster: public.
+            scale: What the values are multiplied by after the gate, 1 to 4: public. A repeat of the
+                round must name the same samples and scale.
+            mean: The newest public mean delta; used by drift correction alone.
 
         Raises:
             PrivacyError: The ledger does not verify or cannot be written; nothing leaves.
         """
-        reason = self._why_not(run, round_number, samples)
+        reason = self._why_not(run, round_number, samples, scale)
         if reason:
             return Refused(reason)
         key = ReleaseKey(run.run_id, round_number)
@@ -176,7 +187,7 @@ class Hospital:
         plan = self._plan(run, round_number, samples)
         self.unusable = 0
         try:
-            contributions = self._contributions(run, round_number, view)
+            contributions = self._contributions(run, round_number, view, mean)
             gate = release_round(
                 contributions,
                 plan=plan,
@@ -196,10 +207,19 @@ class Hospital:
         unit = 2.0**-run.grid_bits
         if not isinstance(plan, NoPrivacyPlan):
             unit = 2.0**-plan.bits / samples
-        result = quantise(gate.release.indices, gate.release.values * unit, grid_bits=run.grid_bits)
+        result = quantise(
+            gate.release.indices,
+            gate.release.values * (unit * float(scale)),
+            grid_bits=run.grid_bits,
+            width=run.encoding.values,
+        )
+        if isinstance(contributions, LocalChange) and contributions.made is not None:
+            self._memory[1].keep(contributions.made, result.payload, unit=unit / float(scale))
         spent = gate.spent
         return Released(
-            payload=encode_payload(result.payload),
+            payload=encode_payload(
+                result.payload, num_parameters=run.num_parameters, width=run.encoding.values
+            ),
             mechanism=gate.mechanism,
             spent_nano_rho=spent.rho_nano,
             spent_epsilon=spent.epsilon,
@@ -209,7 +229,8 @@ class Hospital:
             releases_left=self._releases_left(run),
         )
 
-    def _why_not(self, run: Run, round_number: int, samples: int) -> str:
+    def _why_not(self, run: Run, round_number: int, samples: int, scale: Fraction) -> str:
+        scales = run.averaging.participation_scaling
         private = run.mechanism != "none"
         buffers = ""
         if private:
@@ -222,6 +243,7 @@ class Hospital:
             (run.num_parameters != self.num_parameters, "the run's model has another size"),
             (not 0 <= round_number <= run.rounds, "the run has no such round"),
             (not 1 <= samples < 1 << 24, "the roster names no sensible number of patients"),
+            (not 1 <= scale <= (MAX_SCALE if scales else 1), "the run does not scale deltas so"),
             (not private and not self._policy.allow_none, "mechanism 'none' is not allowed here"),
             (private and run.unit != self._policy.unit, "the run's unit is below our floor"),
             (private and self._policy.epsilon <= 0, "no lifetime budget is configured here"),
@@ -247,11 +269,24 @@ class Hospital:
         spent = self.spent
         return Exhausted(spent.rho_nano, spent.epsilon, spent.releases, spent.head, reason)
 
-    def _contributions(self, run: Run, round_number: int, view: Vector) -> Contributions:
+    def _contributions(
+        self, run: Run, round_number: int, view: Vector, mean: MeanDelta | None
+    ) -> Contributions:
         if run.mechanism != "none":
             return PatientContributions(self.task, view, self.data.train, device=self.device)
         seed = int.from_bytes(hashlib.blake2b(_label(run, round_number), digest_size=7).digest())
-        return _LocalChange(self.task, view, self.data.train, seed, self.device)
+        if self._memory[0] != run.run_id:
+            self._memory = (run.run_id, LocalMemory.of(run))
+        return LocalChange(
+            self.task,
+            view,
+            self.data.train,
+            round_number=round_number,
+            seed=seed,
+            device=self.device,
+            memory=self._memory[1],
+            mean=mean,
+        )
 
     def _plan(self, run: Run, round_number: int, samples: int) -> Plan:
         if run.mechanism == "none":
@@ -296,39 +331,6 @@ class Hospital:
                 steered = steered.at_threshold(next_threshold(steered, release))
         self._thresholds[run.run_id] = (round_number, steered)
         return plan.at_threshold(steered.threshold)
-
-
-@dataclass(frozen=True, slots=True)
-class _LocalChange:
-    """Mechanism `none`: the change by ordinary local training, as the hospital's only row."""
-
-    task: Task
-    view: Vector
-    split: Split
-    seed: int
-    device: torch.device
-
-    @property
-    def num_patients(self) -> int:
-        return 1
-
-    @property
-    def num_parameters(self) -> int:
-        return int(self.view.size)
-
-    def chunks(self) -> Iterator[Vector]:
-        hyper = self.task.hyper
-        trained = train_local(
-            self.task,
-            self.split,
-            self.view,
-            steps=hyper.local_steps,
-            learning_rate=hyper.learning_rate,
-            batch_size=hyper.batch_size,
-            seed=self.seed,
-            device=self.device,
-        )
-        yield (trained - self.view)[None, :]
 
 
 def _rho_nano(run: Run) -> int:
