@@ -214,6 +214,21 @@ def test_moments_that_are_not_finite_are_never_loaded(tmp_path, checkpoints):
         checkpoints.load(3)
 
 
+def test_a_mean_of_squares_that_is_negative_is_never_loaded(tmp_path, checkpoints):
+    state = a_state(3)
+    state.second[7] = -1e-300
+    checkpoints.save(state, chain(3))
+    with pytest.raises(FactRejected):
+        checkpoints.load(3)
+
+
+@pytest.mark.parametrize("name", ["fedyogi", "fedadagrad"])
+def test_every_adaptive_optimiser_keeps_its_moments(tmp_path, run, name):
+    held = DiskCheckpoints(tmp_path, replace(run, outer=Outer(name, 0.1)))
+    held.save(a_state(2), chain(2))
+    assert same(held.load(2), a_state(2))
+
+
 @pytest.mark.parametrize(
     "said",
     [

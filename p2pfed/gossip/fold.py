@@ -3,21 +3,22 @@
 Invariant: the result is a function of the set of (payload, weight) of each round, bit for bit, on
 every machine and in whatever order the deltas are given. Why that holds:
 
-* the weighted sum is a sum of integers. |q| <= 2**15, weights are below 2**20 + 1 (the roster's
-  limit) and a round has at most 2**10 deltas, so |sum| <= 2**45: no int64 overflow, and its
-  conversion to float64 is exact;
-* the outer step uses only + - * / and sqrt on float64, elementwise, in one fixed order. IEEE
-  754-2019 (section 5.4.1) rounds each of them correctly, so no library, vector width or fused
-  operation may change a bit; there is no BLAS, no `pow`, no reduction over floats. beta**t is a
-  running product that is part of the state;
+* the weighted sum is a sum of integers, with integer coefficients from a rule that sees integers
+  only. |q| <= 2**15, weights are at most 2**20 (the roster's limit), factors at most 2**16 and a
+  round has at most 2**10 deltas, so |sum| <= 2**61: no int64 overflow. It becomes a float64 once;
+* the outer step is elementwise float64 arithmetic that IEEE 754 defines to the last bit (`outer`);
 * the result is rounded to the run's grid (half to even) and kept as int32.
 
-Source: FedAvg and FedAdam are Algorithm 2 of Reddi et al. 2021 (arXiv:2003.00295) without a server;
-FedAdam here has Adam's bias correction (Kingma and Ba 2015, arXiv:1412.6980, Algorithm 1).
+Source: FedAvg (McMahan et al. 2017, arXiv:1602.05629) and its adaptive relatives (Reddi et al.
+2021, arXiv:2003.00295) without a server.
 
-Memory: the state (20 bytes a parameter with `fedadam`, 4 with `fedavg`), one int64 sum, one
-payload; the outer step goes through the state once per round, in chunks. Which deltas count is
-decided in `facts`, clipping in `robust`; reading payloads and writing checkpoints is the caller's.
+Memory: the state (20 bytes a parameter with an adaptive optimiser, 4 with `fedavg`), and the
+round's payloads up to 256 MiB. Rounds that do not fit cost 8 bytes a parameter more and read their
+payloads twice; `centred-clipping` 2 bytes a parameter more. Sums and outer step go through the
+state once, in pieces that stay in cache.
+
+Which deltas count is decided in `facts`, what a member weighs in `weights`, how much of a delta
+enters in `robust`; sums are in `sums`. Reading payloads and writing checkpoints is the caller's.
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from p2pfed.gossip.robust import UNCLIPPED, median_factors, scaled, square_norm
+from p2pfed.gossip.outer import OuterStep, check_arithmetic
+from p2pfed.gossip.robust import mix
+from p2pfed.gossip.sums import CHUNK, Contribution, Payloads
 from p2pfed.identity.roster import MAX_MEMBERS, MAX_SAMPLES
-from p2pfed.identity.run import Outer, Run
+from p2pfed.identity.run import Run
 from p2pfed.wire.payload import Payload
 
 __all__ = [
@@ -45,22 +47,9 @@ __all__ = [
     "view_of",
 ]
 
-CHUNK = 1 << 16  # parameters per pass: three float64 arrays of it fit in a 2 MB cache
 MAX_WEIGHT = MAX_SAMPLES
 MAX_DELTAS = MAX_MEMBERS
 _INT32 = np.iinfo(np.int32)
-
-
-class Contribution(Protocol):
-    """One delta as the fold sees it."""
-
-    @property
-    def payload(self) -> Payload:
-        """What it says; may be read from disk at each access."""
-
-    @property
-    def weight(self) -> int:
-        """What it weighs, an integer >= 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +111,7 @@ def genesis_state(genesis: NDArray[np.float32], run: Run) -> ModelState:
         if np.abs(on_grid).max() > _INT32.max:
             raise ValueError(f"genesis does not fit the grid of 2**-{run.grid_bits}")
         model[part] = on_grid
-    moments = run.num_parameters if run.outer.name == "fedadam" else 0
+    moments = run.num_parameters if run.outer.is_adaptive else 0
     return ModelState(0, model, np.zeros(moments), np.zeros(moments))
 
 
@@ -140,7 +129,13 @@ def view_of(state: ModelState, grid_bits: int) -> NDArray[np.float32]:
     return view
 
 
-def fold_round(state: ModelState, deltas: Sequence[Contribution], run: Run) -> None:
+def fold_round(
+    state: ModelState,
+    deltas: Sequence[Contribution],
+    run: Run,
+    *,
+    mean: NDArray[np.float32] | None = None,
+) -> None:
     """Fold one round into `state`, in place, and advance it by one round.
 
     A round without deltas changes nothing but the round number: no outer step is taken.
@@ -149,44 +144,35 @@ def fold_round(state: ModelState, deltas: Sequence[Contribution], run: Run) -> N
         state: The state before the round.
         deltas: The round's deltas, in any order.
         run: Gives the outer optimiser, the grid and the robust rule.
+        mean: Shape (P,); filled with the mean delta of the round in units of the parameters, zeros
+            if there are no deltas.
+
+    Raises:
+        ValueError: More deltas or larger weights than the exact sum allows.
     """
     state.round += 1
     if not deltas:
+        if mean is not None:
+            mean[:] = 0
         return
-    if len(deltas) > MAX_DELTAS or any(not 1 <= d.weight <= MAX_WEIGHT for d in deltas):
+    weights = [delta.weight for delta in deltas]
+    if len(deltas) > MAX_DELTAS or not 1 <= min(weights) <= max(weights) <= MAX_WEIGHT:
         raise ValueError("more deltas or larger weights than the exact sum allows")
-    factors = [UNCLIPPED] * len(deltas)
-    if run.robust == "clip-median":
-        factors = median_factors([square_norm(delta.payload) for delta in deltas])
-    sums = np.zeros(state.model.size, np.int64)
-    for delta, factor in zip(deltas, factors, strict=True):  # one payload in memory at a time
-        payload = scaled(delta.payload, factor)
-        sums[payload.indices] += payload.values.astype(np.int64) * delta.weight
-    _step(state, sums, float(sum(delta.weight for delta in deltas)), run)
-
-
-def _step(state: ModelState, sums: NDArray[np.int64], total: float, run: Run) -> None:
+    check_arithmetic()
     state.beta1_power *= run.outer.beta1
     state.beta2_power *= run.outer.beta2
-    for start in range(0, state.model.size, CHUNK):
-        stop = min(start + CHUNK, state.model.size)
-        mean = np.ldexp(sums[start:stop].astype(np.float64) / total, -run.grid_bits)
-        step = _outer_step(state, mean, run.outer, slice(start, stop))
-        moved = state.model[start:stop] + np.rint(np.ldexp(step, run.grid_bits))
-        state.model[start:stop] = np.clip(moved, _INT32.min, _INT32.max).astype(np.int32)
-
-
-def _outer_step(
-    state: ModelState, mean: NDArray[np.float64], outer: Outer, part: slice
-) -> NDArray[np.float64]:
-    if outer.name == "fedavg":
-        return outer.learning_rate * mean
-    first, second = state.first[part], state.second[part]
-    first *= outer.beta1
-    first += (1.0 - outer.beta1) * mean
-    second *= outer.beta2
-    second += (1.0 - outer.beta2) * (mean * mean)
-    first_hat = first / (1.0 - state.beta1_power) if outer.beta1 else first
-    second_hat = second / (1.0 - state.beta2_power) if outer.beta2 else second
-    root: NDArray[np.float64] = np.sqrt(second_hat) + outer.epsilon
-    return outer.learning_rate * first_hat / root
+    step = OuterStep.after(run.outer, state.beta1_power, state.beta2_power, grid_bits=run.grid_bits)
+    payloads = Payloads(deltas, state.model.size)
+    mixture = mix(payloads, weights, run.robust, state.model.size)
+    scale = float(mixture.total << run.grid_bits)  # at most 46 digits and zeros: exact
+    piece, spare = np.empty((2, min(CHUNK, state.model.size)))
+    for part, sums in payloads.weighted(mixture.coefficients):
+        moved, room = piece[: sums.size], spare[: sums.size]
+        np.divide(sums, scale, out=moved)
+        if mean is not None:
+            mean[part] = moved
+        step.take(moved, state.first[part], state.second[part], room)
+        np.rint(moved, out=moved)
+        moved += state.model[part]
+        np.clip(moved, _INT32.min, _INT32.max, out=moved)
+        state.model[part] = moved

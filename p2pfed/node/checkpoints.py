@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 from p2pfed.errors import FactRejected
 from p2pfed.gossip.fold import ModelState
 from p2pfed.identity.run import Run
+from p2pfed.network.blob import drop_partials
 from p2pfed.node.directory import file_digest, sync_directory
 from p2pfed.wire.messages import CheckpointOffer
 
@@ -97,7 +98,7 @@ class DiskCheckpoints:
         if file_digest(checkpoint.path) != checkpoint.digest:
             raise ValueError("its bytes have another hash")
         size = self._run.num_parameters
-        moments = size if self._run.outer.name == "fedadam" else 0
+        moments = size if self._run.outer.is_adaptive else 0
         with safe_open(checkpoint.path, framework="numpy") as file:
             said = json.loads((file.metadata() or {})["p2pfed"])
             state = ModelState(
@@ -113,6 +114,8 @@ class DiskCheckpoints:
         _check(state.second, moments, "float64")
         if not all(0 <= power <= 1 for power in (state.beta1_power, state.beta2_power)):
             raise ValueError("a decay's power is not from 0 to 1")
+        if (state.second < 0).any():
+            raise ValueError("a mean of squares is negative")
         if said["round"] != checkpoint.round or said["chain"] != checkpoint.chain.hex():
             raise ValueError("its metadata names another round or chain")
         return state
@@ -142,12 +145,13 @@ class DiskCheckpoints:
         sync_directory(self._folder)
 
     def prune(self, keep: frozenset[int]) -> None:
-        """Delete checkpoints of other rounds, and what a killed `save` left behind."""
+        """Delete checkpoints of other rounds, and what a killed `save` or fetch left behind."""
         for file in self._files():
             if file.round not in keep:
                 file.path.unlink(missing_ok=True)
         for aside in self._folder.glob("*.tmp"):
             aside.unlink(missing_ok=True)
+        drop_partials(self._folder)
 
     def offers(self) -> tuple[CheckpointOffer, ...]:
         """The checkpoints as they are offered to joiners."""
