@@ -42,11 +42,23 @@ def test_one_who_joins_after_the_end_takes_the_model_and_releases_nothing():
     assert not late.trained_rounds
 
 
-def test_a_node_whose_own_weight_is_enough_starts_without_the_others():
-    world = World(3, rounds=3, min_live=0.2)  # each has more than a fifth
+def test_a_network_of_one_needs_nobody():
+    world = World(1, rounds=3)
     world.add(0)
     world.heap.run_until(60)
     assert world.nodes[0].core.progress.phase is Phase.FINISHED
+
+
+def test_a_node_whose_own_weight_is_enough_releases_once_two_have_told_what_it_released():
+    world = World(3, rounds=3, min_live=0.2)  # each has more than a fifth
+    world.add(0, 1)
+    world.heap.run_until(30)
+    assert not any(node.trained_rounds for node in world.nodes)
+    assert "witness" in world.nodes[0].core.why_not_contributing()
+    world.add(2)
+    world.run_to_the_end()
+    assert {node.core.progress.phase for node in world.nodes} == {Phase.FINISHED}
+    assert all(node.trained_rounds for node in world.nodes)
 
 
 def test_a_node_whose_weight_is_not_enough_waits_and_spends_nothing():
@@ -77,16 +89,16 @@ def test_one_who_lost_its_store_never_contradicts_itself():
 
 
 def test_a_ledger_older_than_what_was_released_releases_nothing_more():
-    """A restored copy of the ledger numbers its releases anew, under another head."""
-    world = World(3, rounds=12)
+    world = World(3, rounds=30)
     world.add(*range(3))
     world.heap.run_until(4)
     node = world.nodes[1]
-    released = len(node.trained_rounds)
-    assert released > 1
+    old = node.disk.ledger.copy()
+    world.heap.run_until(7)
+    assert len(node.trained_rounds) > len(old.outputs) > 1
     world.heap.crash(node)
-    node.ledger_head = b"r" * 32  # what the restored copy says from here on
-    node.trained_rounds.clear()
+    node.disk.ledger = old
+    released = len(node.trained_rounds)
     world.heap.start(node)
     world.run_to_the_end()
     assert [n for n in node.notes if n.type == "privacy.rollback"]

@@ -213,10 +213,10 @@ def offer(round_: int, tag: bytes = b"h") -> CheckpointOffer:
         ({}, None),
         ({"a": []}, None),
         ({"a": [offer(0)]}, None),
-        ({"a": [offer(8)]}, (8, "a")),
+        ({"a": [offer(8)]}, None),
         ({"a": [offer(8)], "b": []}, None),
-        ({"a": [offer(8)], "b": [offer(8)]}, (8, "ab")),
-        ({"a": [offer(9), offer(8)], "b": [offer(8)]}, (8, "ab")),
+        ({"a": [offer(8)], "b": [offer(8)]}, None),
+        ({"a": [offer(9), offer(8)], "b": [offer(8)], "c": [offer(8)]}, (8, "abc")),
         ({"a": [offer(8, b"x")], "b": [offer(8)]}, None),
         ({"a": [offer(8)], "b": [offer(8)], "c": [offer(9)]}, None),
         ({p: [offer(8)] for p in "abc"} | {"d": [offer(9, b"x")]}, (8, "abc")),
@@ -230,6 +230,12 @@ def offer(round_: int, tag: bytes = b"h") -> CheckpointOffer:
 def test_a_checkpoint_is_believed_when_enough_peers_vouch_for_every_bit_of_it(offers, believed):
     trusted = trusted_checkpoint(offers)
     assert (trusted and (trusted[0].round, "".join(trusted[1]))) == believed
+
+
+def test_in_a_network_of_three_the_two_others_are_enough():
+    assert trusted_checkpoint({"a": [offer(8)]}, needed=2) is None
+    assert trusted_checkpoint({"a": [offer(8)], "b": [offer(8)]}, needed=2) is not None
+    assert trusted_checkpoint({}, needed=0) is None
 
 
 @pytest.mark.parametrize("changed", ["chain", "digest", "size"])

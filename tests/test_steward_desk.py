@@ -206,7 +206,36 @@ def test_a_revoked_member_is_out_from_a_round_on(desk):
     code = desk.run(
         "steward", "revoke", "v2", "H0", "--reason", "x", "--from-round", 0, "--out", "v3"
     )[0]
-    assert code == 5
+    assert code == 5  # it has no name any more
+
+
+def test_a_member_can_be_forgotten_also_after_it_was_revoked(desk):
+    desk.found("d0")
+    desk.add("d0", "v1", 0)
+    desk.sign("v1", "a", "b")
+    gone = ("--reason", "left the study")
+    desk.ok("steward", "revoke", "v1", "H0", *gone, "--from-round", 7, "--out", "v2")
+    desk.sign("v2", "a", "b")
+    assert desk.run("steward", "revoke", "v2", PEERS[0], *gone, "--from-round", 9)[0] != 0
+    desk.ok("steward", "revoke", "v2", PEERS[0], *gone, "--forget", "--out", "v3")
+    [revoked] = desk.data("steward", "show", "v3")["revoked"]
+    assert (revoked["peer_id"], revoked["from_round"]) == (PEERS[0], 0)
+    desk.sign("v3", "a", "b")
+    both = ("--from-round", 3, "--forget")
+    assert desk.run("steward", "revoke", "v1", "H0", *gone, *both, "--out", "v9")[0] == 2
+
+
+def test_a_forgotten_key_cannot_come_back_and_bring_its_updates_with_it(desk):
+    desk.found("d0")
+    desk.add("d0", "v1", 0)
+    desk.sign("v1", "a", "b")
+    desk.ok("steward", "revoke", "v1", "H0", "--reason", "x", "--forget", "--out", "v2")
+    desk.sign("v2", "a", "b")
+    code, _, told = desk.run(
+        "steward", "add", "v2", "--name", "H0", "--peer-id", PEERS[0], "--samples", 9, "--out", "v3"
+    )
+    assert code != 0
+    assert "new key" in told
 
 
 @pytest.mark.parametrize(

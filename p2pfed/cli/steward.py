@@ -81,12 +81,16 @@ def steward(parser: ArgumentParser) -> None:
     revoke = change("revoke", "put a member out", _revoke)
     revoke.add_argument("peer", metavar="PEER", help="name or peer id")
     revoke.add_argument("--reason", required=True)
-    revoke.add_argument(
-        "--from-round",
-        required=True,
-        type=int,
-        metavar="R",
-        help="its updates count up to the round before; 0 forgets them all",
+    until = revoke.add_mutually_exclusive_group(required=True)
+    until.add_argument(
+        "--from-round", type=int, metavar="R", help="its updates count up to the round before"
+    )
+    until.add_argument(
+        "--forget",
+        dest="from_round",
+        action="store_const",
+        const=0,
+        help="take all its updates out of the model, everywhere; also of one revoked before",
     )
 
     rotate = change("rotate", "replace stewards; needs k signatures of the old ones", _rotate)
@@ -284,6 +288,13 @@ def _add(args: Namespace) -> None:
     public_key_of(args.peer_id)
     roles = tuple(role.strip() for role in args.roles.split(",") if role.strip())
     member = Member(args.name, args.peer_id, roles, args.samples)
+    forgotten = [r for r in file.roster.revoked if (r.peer_id, r.from_round) == (args.peer_id, 0)]
+    if forgotten:
+        raise ConfigError(
+            f"{args.name}'s key was forgotten: {forgotten[0].reason}",
+            "coming back under it would bring all its old updates back into the model",
+            "have the hospital make a new key: p2pfed init, in a new folder",
+        )
     # A member that comes back after a revocation is no longer revoked.
     revoked = tuple(r for r in file.roster.revoked if r.peer_id != args.peer_id)
     members = (*file.roster.members, member)
@@ -294,18 +305,23 @@ def _add(args: Namespace) -> None:
 def _revoke(args: Namespace) -> None:
     file = _File.read(args.file)
     roster = file.roster
-    member = next((m for m in roster.members if args.peer in {m.name, m.peer_id}), None)
-    if member is None:
+    names = {m.name: m.peer_id for m in roster.members}
+    peer_id = names.get(args.peer, args.peer)
+    before = next((r.from_round for r in roster.revoked if r.peer_id == peer_id), None)
+    if peer_id not in names.values() and (before is None or before <= args.from_round):
         raise NotFound(
             f"{args.peer} is not a member of roster v{roster.version}",
-            "",
+            "" if before is None else f"it is revoked from round {before} on already",
             f"see: p2pfed steward show {args.file}",
         )
     draft = file.next(
-        members=tuple(m for m in roster.members if m != member),
-        revoked=(*roster.revoked, Revocation(member.peer_id, args.reason, args.from_round)),
+        members=tuple(m for m in roster.members if m.peer_id != peer_id),
+        revoked=(
+            *(r for r in roster.revoked if r.peer_id != peer_id),
+            Revocation(peer_id, args.reason, args.from_round),
+        ),
     )
-    _write_draft(args, draft, file, f"revoked {member.name}")
+    _write_draft(args, draft, file, f"revoked {args.peer}")
 
 
 def _rotate(args: Namespace) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 from p2pfed.gossip.facts import Counted
+from p2pfed.gossip.meeting_events import PairEffect, PairEvent
 from p2pfed.wire.delta import Delta
 from p2pfed.wire.messages import CheckpointOffer
 
@@ -25,6 +27,7 @@ __all__ = [
     "Event",
     "FetchCheckpoint",
     "Fold",
+    "FoldFellShort",
     "Folded",
     "JoinNetwork",
     "Keep",
@@ -35,6 +38,7 @@ __all__ = [
     "RosterOffered",
     "Send",
     "SendStored",
+    "SendWitness",
     "SetSharing",
     "StopDialling",
     "StoreDelta",
@@ -105,7 +109,8 @@ class TrainingEnded:
 
     Attributes:
         round: The round that was asked for.
-        outcome: `skipped` or `failed` (this round only), `exhausted` or `refused` (from now on).
+        outcome: `skipped` or `failed` (this round only), `exhausted`, `refused` or `rolled-back`
+            (from now on).
         reason: For people.
     """
 
@@ -121,6 +126,11 @@ class Folded:
     round: int
     chain: bytes
     model_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FoldFellShort:
+    """A fold found no state to start from: its plan has to begin with the genesis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,12 +182,14 @@ Event = (
     | Released
     | TrainingEnded
     | Folded
+    | FoldFellShort
     | CheckpointsChanged
     | CheckpointFetched
     | SetSharing
     | TrainerChanged
     | LeaveNetwork
     | JoinNetwork
+    | PairEvent
 )
 
 
@@ -200,6 +212,13 @@ class SendStored:
     deltas: tuple[bytes, ...] = field(repr=False)
     rosters: tuple[bytes, ...] = field(default=(), repr=False)
     proofs: tuple[bytes, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SendWitness:
+    """Send a peer the newest stored header that it signed, of every run."""
+
+    peer: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,10 +272,17 @@ class StoreProof:
 
 @dataclass(frozen=True, slots=True)
 class Train:
-    """Ask the trainer for a contribution to `round`, made from the model of the last fold."""
+    """Ask the trainer for a contribution to `round`, made from the model of the last fold.
+
+    Attributes:
+        round: The round.
+        samples: This hospital's public number of patients.
+        scale: What the released values are multiplied by; a public number.
+    """
 
     round: int
     samples: int
+    scale: Fraction = Fraction(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,16 +291,26 @@ class Fold:
 
     Attributes:
         round: The round whose model is wanted.
-        chains: `chains[r]` is what a checkpoint of round r must stand for, r = 0..round.
-        plan: `plan[r]` are the deltas of round r that count.
+        chains: `chains[k]` is what a state of round `first + k` must stand for, up to `round`.
+        plan: `plan[k]` are the deltas of round `first + k` that count.
         adopted: Before this round the plan may have holes: only a checkpoint of this round or a
             newer one stands for its chain.
+        first: The oldest round of which the plan tells; a state of it should be at hand.
     """
 
     round: int
     chains: tuple[bytes, ...] = field(repr=False)
     plan: tuple[tuple[Counted, ...], ...] = field(repr=False)
     adopted: int = 0
+    first: int = 0
+
+    def chain(self, round_: int) -> bytes | None:
+        """What a state of this round must stand for; None if the plan does not say."""
+        return self.chains[round_ - self.first] if self.first <= round_ <= self.round else None
+
+    def deltas(self, round_: int) -> tuple[Counted, ...]:
+        """The deltas of a round that count, from `first` on."""
+        return self.plan[round_ - self.first]
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +332,7 @@ class Note:
 Effect = (
     Send
     | SendStored
+    | SendWitness
     | Disconnect
     | Keep
     | StopDialling
@@ -306,4 +343,5 @@ Effect = (
     | Fold
     | FetchCheckpoint
     | Note
+    | PairEffect
 )

@@ -1,7 +1,8 @@
 """Which checkpoint a joiner may believe.
 
 A joiner asks its peers which checkpoints they hold, and takes the newest that is vouched for, in
-every bit, by the one it fetches from and at least two others, or by all where there are fewer. What
+every bit, by the one it fetches from and at least two other training members of the roster, or by
+all where it has fewer: who answers first says nothing about who is right. What
 it believes is replaced by its own fold once its archive is complete (`RunFacts.archive_complete`).
 Without such a checkpoint it folds from the genesis, which is always right and only slower.
 
@@ -45,12 +46,13 @@ def checkpoint_interval(num_parameters: int) -> int:
 
 
 def trusted_checkpoint(
-    offers: Mapping[str, Iterable[CheckpointOffer]],
+    offers: Mapping[str, Iterable[CheckpointOffer]], *, needed: int = VOUCHERS
 ) -> tuple[CheckpointOffer, tuple[str, ...]] | None:
     """The newest checkpoint that enough peers offer identically.
 
     Args:
         offers: What each answering peer holds.
+        needed: How many must offer it.
 
     Returns:
         The offer and the peers that hold it, or None if there is none beyond the genesis.
@@ -59,8 +61,7 @@ def trusted_checkpoint(
     for peer, held in sorted(offers.items()):
         for offer in set(held):
             holders.setdefault(offer, []).append(peer)
-    needed = min(VOUCHERS, len(offers))
-    good = [o for o, peers in holders.items() if len(peers) >= needed and o.round > 0]
+    good = [o for o, peers in holders.items() if len(peers) >= max(1, needed) and o.round > 0]
     if not good:
         return None
     best = max(good, key=lambda o: (o.round, o.digest, o.chain, o.size))

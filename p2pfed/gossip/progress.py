@@ -7,20 +7,24 @@
     FINISHED   all rounds are done; late deltas are still folded in
 
 Invariants: nothing here waits for one particular peer; at most one `Train` is outstanding, and none
-is asked for a round in which this node has a delta already; training starts are
+is asked for a round in which this node has a delta already or no seat; training starts are
 `min_round_interval_s` apart. When rounds start and end is decided by the pure functions of
-`rounds`.
+`rounds`, what is folded by `folding`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from fractions import Fraction
 
-from p2pfed.gossip.events import Effect, FetchCheckpoint, Fold, Folded, Note, Train
+from p2pfed.gossip.events import Effect, FetchCheckpoint, Folded, Note, Train
 from p2pfed.gossip.facts import RunFacts
-from p2pfed.gossip.joining import trusted_checkpoint
-from p2pfed.gossip.rounds import enough_alive, furthest_round, quorum_reached, weights_of
+from p2pfed.gossip.folding import Folding
+from p2pfed.gossip.joining import VOUCHERS, trusted_checkpoint
+from p2pfed.gossip.lateness import is_late
+from p2pfed.gossip.rounds import enough_alive, furthest_round, quorum_reached
 from p2pfed.identity.roster import Roster
 from p2pfed.wire.messages import CheckpointOffer
 
@@ -30,7 +34,7 @@ JOIN_PATIENCE = 5.0  # seconds to wait for the peers' checkpoint lists
 JOIN_SETTLE = 1.0  # seconds after the first list, so that others can answer
 MAX_CHECKPOINT_BYTES_PER_PARAMETER = 32  # a model (4) and two moments (8 each), with room
 MAX_CHECKPOINT_HEAD = 1 << 16
-REFOLD_EVERY = 1.0  # seconds between folds of late deltas once the run is finished
+MOST_SCALE = 4  # of a member that is rarely there
 
 
 class Phase(Enum):
@@ -84,24 +88,32 @@ class Progress:
         self.facts = facts
         self.phase = Phase.JOINING
         self.round = 0
-        self.folded: Folded | None = None
+        self.folding = Folding(facts)
         self.training: Trained | None = None
         self._own_id = own_id
-        self._folding = False
         self._round_started = float("-inf")
         self._last_train = float("-inf")
         self._last_asked = -1
-        self._last_fold = float("-inf")
         self._offers: dict[str, tuple[CheckpointOffer, ...]] = {}
         self._asked_since: float | None = None
         self._first_offer = float("inf")
         self._fetching: CheckpointOffer | None = None
         self._newcomer = joining
+        self._summed: tuple[Presence, dict[str, int], bool] | None = None
+        self._seen: tuple[object, ...] = ()  # what `_target` was computed from
+        self._target = 0
+        self._owing = range(0)
         if not joining:
             self._go_to(round_)
 
+    @property
+    def folded(self) -> Folded | None:
+        """What the last fold gave."""
+        return self.folding.folded
+
     def _go_to(self, round_: int) -> None:
         self.round = round_
+        self.facts.cool(round_ - self.facts.run.averaging.hot_rounds)
         self.phase = Phase.FINISHED if round_ >= self.facts.run.rounds else Phase.WAITING
 
     def advance(
@@ -111,7 +123,7 @@ class Progress:
         presence: Presence,
         *,
         contributes: bool,
-        ahead: dict[str, int],
+        ahead: Mapping[str, int],
     ) -> list[Effect]:
         """Do whatever can be done now; calling it again at once does nothing.
 
@@ -122,22 +134,35 @@ class Progress:
             contributes: Whether this node may train and release.
             ahead: Newest round by origin among the deltas that are set aside.
         """
-        weights = weights_of(roster)
-        effects: list[Effect] = []
+        weights = self.facts.weights(roster.hash)
+        effects = self._settle_debts()
+        if self._owing:
+            return effects
         if self.phase is Phase.JOINING:
-            alone = enough_alive(
-                weights, alive=set(presence.alive), left=set(presence.left), run=self.facts.run
-            )
-            effects += self._try_join(now, presence, may_start_alone=alone)
+            alone = self._is_enough(weights, presence)
+            effects += self._try_join(now, roster, presence, may_start_alone=alone)
         if self.phase in {Phase.WAITING, Phase.GATHERING}:
-            effects += self._maybe_next_round(now, weights, presence, ahead)
-        if self.phase is Phase.WAITING and not self._folding:
+            effects += self._maybe_next_round(now, roster, presence, contributes, ahead)
+        if self.phase is Phase.WAITING and not self.folding.is_running:
             effects += self._maybe_start(now, weights, presence)
         if self.phase is Phase.GATHERING and contributes:
             effects += self._maybe_train(now, roster)
-        if self.phase is Phase.FINISHED and not self._folding:
-            effects += self._maybe_refold(now)
-        return effects
+        return effects + self._keep_up(now)
+
+    def _settle_debts(self) -> list[Effect]:
+        """Say once what is missing to take a member out, and once that it is there."""
+        owing, self._owing = self._owing, self.facts.owed
+        if bool(owing) == bool(self._owing):
+            return []
+        if not self._owing:
+            return [Note("forget.archive_complete", {})]
+        data = {"first_round": self._owing[0], "last_round": self._owing[-1]}
+        return [Note("forget.refused", data)]
+
+    @property
+    def owing(self) -> range:
+        """Rounds whose deltas are missing to take a revoked member out of the model."""
+        return self._owing
 
     # --- joining -------------------------------------------------------------------------------
 
@@ -153,7 +178,9 @@ class Progress:
         self._offers[peer] = tuple(o for o in offers if o.round <= run.rounds and o.size <= most)
         self._first_offer = min(self._first_offer, now)
 
-    def _try_join(self, now: float, presence: Presence, *, may_start_alone: bool) -> list[Effect]:
+    def _try_join(
+        self, now: float, roster: Roster, presence: Presence, *, may_start_alone: bool
+    ) -> list[Effect]:
         if self._fetching or not (presence.in_run or may_start_alone):
             return []
         if self._asked_since is None:
@@ -162,7 +189,9 @@ class Progress:
         settled = all_answered and now >= self._first_offer + JOIN_SETTLE
         if not settled and now < self._asked_since + JOIN_PATIENCE:
             return []
-        trusted = trusted_checkpoint(self._offers)
+        others = self.facts.weights(roster.hash).keys() - {self._own_id}
+        told = {peer: held for peer, held in self._offers.items() if peer in others}
+        trusted = trusted_checkpoint(told, needed=min(VOUCHERS, len(others)))
         if trusted is None or trusted[0].round <= self.round:
             self.phase = Phase.WAITING
             return []
@@ -183,11 +212,15 @@ class Progress:
     # --- rounds --------------------------------------------------------------------------------
 
     def _maybe_next_round(
-        self, now: float, weights: dict[str, int], presence: Presence, ahead: dict[str, int]
+        self,
+        now: float,
+        roster: Roster,
+        presence: Presence,
+        contributes: bool,
+        ahead: Mapping[str, int],
     ) -> list[Effect]:
-        run = self.facts.run
-        newest = self.facts.newest_rounds() | ahead
-        target = furthest_round(weights, newest)
+        run, weights = self.facts.run, self.facts.weights(roster.hash)
+        target = self._furthest(roster, ahead)
         if target > self.round:
             return self._enter(min(target, run.rounds), "behind")
         if (
@@ -195,12 +228,12 @@ class Progress:
             or now < self._round_started + run.min_round_interval_s
         ):
             return []
-        arrived = {
-            o for o in self.facts.origins(self.round) if not self.facts.is_out(o, self.round)
-        }
-        contributing = set(presence.contributing)
+        arrived = self.facts.standing(self.round)
+        seated = self.facts.seated(roster.hash, self.round)
+        contributing = presence.contributing & seated
         late = now >= self._round_started + run.deadline_s
-        if not arrived and not (late and self._gave_up):
+        idle = contributes and self._own_id not in seated
+        if not arrived and not (late and (self._gave_up or idle)):
             return []
         if not late and not quorum_reached(
             weights, contributing=contributing, arrived=arrived, run=run
@@ -213,6 +246,23 @@ class Progress:
             ),
             *self._enter(self.round + 1, "quorum" if not late else "deadline"),
         ]
+
+    def _furthest(self, roster: Roster, ahead: Mapping[str, int]) -> int:
+        """The round where more than a third is; computed anew only when something has changed."""
+        seen = (roster.hash, self.facts.num_deltas, tuple(ahead.items()), self.round)
+        if seen != self._seen:
+            self._seen = seen
+            newest = self.facts.newest_rounds()
+            for origin, round_ in ahead.items():
+                newest[origin] = max(round_, newest.get(origin, 0))
+            self._target = furthest_round(
+                self.facts.weights(roster.hash),
+                newest,
+                lambda r: self.facts.seated(roster.hash, r),
+                beyond=self.round,
+                slack=self.facts.turn(roster.hash),
+            )
+        return self._target
 
     @property
     def _gave_up(self) -> bool:
@@ -228,41 +278,63 @@ class Progress:
             return [Note("run.finished", {"rounds": round_})]
         return [Note("round.skipped_to", {"round": round_})] if why == "behind" else []
 
+    def _is_enough(self, weights: dict[str, int], presence: Presence) -> bool:
+        """Whether a round may start; summed anew only when somebody came or went."""
+        if (
+            self._summed is None
+            or self._summed[0] is not presence
+            or self._summed[1] is not weights
+        ):
+            run, alive, left = self.facts.run, presence.alive, presence.left
+            enough = enough_alive(weights, alive=alive, left=left, run=run)
+            self._summed = (presence, weights, enough)
+        return self._summed[2]
+
     def _maybe_start(self, now: float, weights: dict[str, int], presence: Presence) -> list[Effect]:
-        alive, left = set(presence.alive), set(presence.left)
-        if not enough_alive(weights, alive=alive, left=left, run=self.facts.run):
+        if not self._is_enough(weights, presence):
             return []
         self.phase = Phase.FOLDING
         self._round_started = now
-        return [self._fold(now), Note("round.started", {"round": self.round})]
+        return [
+            self.folding.for_round(now, self.round),
+            Note("round.started", {"round": self.round}),
+        ]
 
-    def _fold(self, now: float) -> Fold:
-        self._folding = True
-        self._last_fold = now
-        rounds = range(self.round)
-        return Fold(
-            self.round,
-            tuple(self.facts.chain(r) for r in range(self.round + 1)),
-            tuple(self.facts.counted(r) for r in rounds),
-            self.facts.adopted_round,
-        )
+    def is_late(self, round_: int) -> bool:
+        """Whether a delta of this round waits until it counts."""
+        return is_late(round_, self.round)
+
+    def checkpoints_changed(self, checkpoints: Mapping[int, bytes]) -> None:
+        """The checkpoints on disk are these: round -> chain."""
+        self.folding.checkpoints_changed(checkpoints)
+
+    def fold_fell_short(self) -> None:
+        """A state that the last fold was to start from is gone: it is asked for anew."""
+        self.folding.fell_short()
+        if self.phase is Phase.FOLDING:
+            self.phase = Phase.WAITING
 
     def on_folded(self, folded: Folded) -> None:
         """The fold is done."""
-        self._folding = False
-        self.folded = folded
+        self.folding.done(folded)
         if self.phase is Phase.FOLDING:
             self.phase = Phase.GATHERING if folded.round == self.round else Phase.WAITING
             newcomer, self._newcomer = self._newcomer, False
             if newcomer and self.round > 0:  # it may have lost its store: its own deltas of this
                 self._last_asked = self.round  # round come back first, so it sits this one out
 
-    def _maybe_refold(self, now: float) -> list[Effect]:
-        folded = self.folded
-        done = folded is not None and folded.round == self.round
-        if done and folded is not None and folded.chain == self.facts.chain(self.round):
-            return []
-        return [self._fold(now)] if now >= self._last_fold + REFOLD_EVERY else []
+    def _is_idle(self, now: float) -> bool:
+        """Whether no round starts or ends by itself, so that the model must be kept up to date."""
+        if self.phase is Phase.GATHERING:
+            late = now >= self._round_started + self.facts.run.deadline_s
+            return late and self.training is None
+        return self.phase is Phase.FINISHED or (
+            self.phase is Phase.WAITING and self.folded is not None
+        )
+
+    def _keep_up(self, now: float) -> list[Effect]:
+        fold = self.folding.while_idle(now, self.round) if self._is_idle(now) else None
+        return [fold] if fold is not None else []
 
     # --- training ------------------------------------------------------------------------------
 
@@ -270,19 +342,27 @@ class Progress:
         member = roster.member(self._own_id)
         if self.training is not None or member is None or self.folded is None:
             return []
+        if self.folding.is_running or not self.folding.stands:
+            return []  # nobody else could say what a model without its facts was made of
         if self._last_asked >= self.round:
             return []  # a trainer that fails again and again must not spend again and again
-        if (
-            self.folded.round != self.round
-            or self.facts.header(self.round, self._own_id) is not None
-        ):
+        if self.folded.round != self.round or self.facts.holds(self.round, self._own_id):
             return []
         if now < self._last_train + self.facts.run.min_round_interval_s:
+            return []
+        if self._own_id not in self.facts.seated(roster.hash, self.round):
             return []
         self._last_asked = self.round
         self._last_train = now
         self.training = Trained(self.round, roster.hash, self.folded.model_hash, member.samples)
-        return [Train(self.round, member.samples)]
+        return [Train(self.round, member.samples, self._scale())]
+
+    def _scale(self) -> Fraction:
+        """By how much this node's delta is scaled because it is rarely there."""
+        if not self.facts.run.averaging.participation_scaling:
+            return Fraction(1)
+        share = self.facts.participation(self._own_id, self.round)
+        return min(Fraction(MOST_SCALE), 1 / share)
 
     def trained(self, round_: int) -> Trained | None:
         """The training for this round is over; returns what it was asked for."""

@@ -3,7 +3,8 @@
 A state at round r may be continued if its chain equals the plan's chain for r: then it folded
 exactly what the plan counts before r. A late delta, a revocation or a proof changes the chains from
 its round on, so that newer states stop matching and the replay starts from an older checkpoint, at
-worst from the genesis. Nobody has to remember what is dirty.
+worst from the genesis. Nobody has to remember what is dirty. A plan need not begin with the
+genesis: one that begins later relies on a state that is at hand, and if it is not, says so.
 
 Pure except for the two protocols: where payloads come from and where checkpoints are kept.
 """
@@ -90,6 +91,10 @@ class Replay:
         genesis: Reads the first model, shape (P,), float32.
         checkpoints: Where states are kept.
         payload_of: Reads the payload of a delta by its name.
+
+    Attributes:
+        mean_round: The round whose mean delta the last `fold` with a `mean` left there; None for
+            none.
     """
 
     def __init__(
@@ -105,49 +110,62 @@ class Replay:
         self._payload_of = payload_of
         self._state: ModelState | None = None
         self._chain = run.run_id
+        self.mean_round: int | None = None
 
     @property
     def chain(self) -> bytes:
         """What the last fold stands for; empty if the adopted checkpoint it needed was lost."""
         return self._chain
 
-    def fold(self, wanted: Fold) -> ModelState:
+    def fold(self, wanted: Fold, *, mean: NDArray[np.float32] | None = None) -> ModelState | None:
         """The state before round `wanted.round`; valid until the next call.
 
         Takes one pass over the state for each round that has to be replayed.
+
+        Args:
+            wanted: What to fold.
+            mean: Shape (P,), the same at every call; filled with the mean delta of the last round
+                that is folded, which `mean_round` names.
+
+        Returns:
+            The state, or None if no state is held that the plan could be continued from.
         """
         kept = kept_rounds(wanted.round, checkpoint_interval(self._run.num_parameters))
         kept |= {wanted.adopted}
         state = self._rewound(wanted)
+        if state is None:
+            return None
         has_holes = state.round < wanted.adopted
         while state.round < wanted.round:
-            deltas = [_Stored(item, self._payload_of) for item in wanted.plan[state.round]]
-            fold_round(state, deltas, self._run)
+            deltas = [_Stored(item, self._payload_of) for item in wanted.deltas(state.round)]
+            self.mean_round = None  # until the round is whole
+            fold_round(state, deltas, self._run, mean=mean)
+            self.mean_round = state.round - 1 if deltas else None
             doubtful = has_holes and state.round >= wanted.adopted
-            self._chain = b"" if doubtful else wanted.chains[state.round]
+            self._chain = b"" if doubtful else wanted.chain(state.round) or b""
             if state.round in kept and not doubtful:
                 self._checkpoints.save(state, self._chain)
         self._checkpoints.prune(kept)
         self._state = state
         return state
 
-    def _rewound(self, wanted: Fold) -> ModelState:
-        """The newest state that stands for the right facts."""
+    def _rewound(self, wanted: Fold) -> ModelState | None:
+        """The newest state that stands for the right facts, if there is one in the plan."""
         state, self._state = self._state, None  # a fold that fails half-way leaves none behind
         stands_for = (
-            state is not None
-            and state.round <= wanted.round
-            and wanted.chains[state.round] == self._chain
+            state is not None and self._chain != b"" and wanted.chain(state.round) == self._chain
         )
         best = state.round if state is not None and stands_for else -1
         for round_, chain in self._checkpoints.chains().items():
-            if best < round_ <= wanted.round and wanted.chains[round_] == chain:
+            if best < round_ and wanted.chain(round_) == chain:
                 best = round_
         if state is not None and stands_for and best == state.round:
             return state
         del state  # two states at once would double the memory
         if best >= 0:
-            self._chain = wanted.chains[best]
+            self._chain = wanted.chain(best) or b""
             return self._checkpoints.load(best)
+        if wanted.first > 0:
+            return None
         self._chain = self._run.run_id
         return genesis_state(self._genesis(), self._run)
