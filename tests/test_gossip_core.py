@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import random
+from dataclasses import replace
 
 import pytest
 from consortium import (
@@ -16,6 +17,7 @@ from consortium import (
     steward,
 )
 
+from p2pfed.gossip.aside import EACH
 from p2pfed.gossip.core import Core
 from p2pfed.gossip.events import (
     CheckpointsChanged,
@@ -43,7 +45,7 @@ from p2pfed.gossip.events import (
     TrainerChanged,
     TrainingEnded,
 )
-from p2pfed.gossip.intake import FANOUT, SET_ASIDE
+from p2pfed.gossip.intake import TOLD
 from p2pfed.gossip.progress import JOIN_PATIENCE, Phase
 from p2pfed.gossip.rounds import AHEAD
 from p2pfed.identity.signing import DELTA, sign
@@ -60,10 +62,12 @@ from p2pfed.wire.messages import (
     Have,
     Leave,
     Want,
+    Witness,
     decode_message,
     encode_message,
 )
-from p2pfed.wire.payload import encode_payload
+from p2pfed.wire.payload import count_released, encode_payload
+from p2pfed.wire.spreading import Held, Ping
 
 DAY = dt.datetime(2026, 6, 1, tzinfo=dt.UTC)
 
@@ -125,6 +129,7 @@ class Lab:
         for i in peers or range(1, 4):
             self.give(Connected(peer_of(i)))
             self.hear(i, self.beat(i))
+            self.hear(i, Witness(()))
 
     def started(self, **how) -> Lab:
         """In round 0, with the trainer at work and all others there."""
@@ -196,6 +201,34 @@ def test_a_beat_is_answered_and_its_answer_gives_the_round_trip_time():
     lab.now += 9
     lab.hear(1, Ack(ours.sequence))  # a second answer to one beat says nothing
     assert lab.core.membership.get(peer_of(1)).rtt == 0.125
+
+
+def test_where_a_beat_would_say_nothing_new_a_ping_does():
+    lab = Lab()
+    lab.core.start_run(lab.run)
+    lab.meet(1)
+    effects = lab.pass_time(9)
+    for _ in range(8):
+        lab.hear(1, Ping(3))  # it goes on being heard
+    assert len(messages(effects, Beat)) == 1  # that the run has begun
+    [*pings] = messages(effects, Ping)
+    assert 7 <= len(pings) <= 9
+    assert messages(lab.hear(1, Ping(77)), Ack) == [Ack(77)]
+    lab.now += 0.5
+    lab.hear(1, Ack(pings[-1].sequence))
+    assert lab.core.membership.get(peer_of(1)).rtt >= 0.5
+    lab.core.task_id = b"t" * 32
+    assert messages(lab.pass_time(1), Beat)
+
+
+def test_who_begins_a_run_hears_at_once_who_is_in_it():
+    lab = Lab()
+    lab.core.start_run(lab.run)
+    lab.give(Connected(peer_of(1)))
+    assert messages(lab.hear(1, lab.beat(1, run_id=b"")), Beat) == []
+    [told] = messages(lab.hear(1, lab.beat(1)), Beat)
+    assert told.run_id == lab.run.run_id
+    assert messages(lab.hear(1, lab.beat(1)), Beat) == []
 
 
 @pytest.mark.parametrize("who", [8, 0])
@@ -306,7 +339,10 @@ def forgeries(lab: Lab) -> dict[str, bytes]:
         "cut short": good.encode()[:-1],
         "altered": good.encode()[:-1] + b"\x7f",
         "too many parameters": lab.net.delta(
-            lab.run, 0, 1, type(payload)(payload.indices + 40, payload.values)
+            replace(lab.run, num_parameters=80),
+            0,
+            1,
+            type(payload)(payload.indices + 40, payload.values),
         ).encode(),
         "no delta": b"x",
         "of a stranger": lab.net.delta(lab.run, 0, 50).encode(),
@@ -365,9 +401,9 @@ def test_spam_fills_bounded_tables_only():
         lab.hear(1, lab.deltas(lab.delta(1, 1, salt)))
         lab.hear(1, Have(lab.run.run_id, 0, False, bytes([salt]) * 16 * 64))
     assert lab.held <= 1
-    assert len(lab.core._intake._aside) <= SET_ASIDE
+    assert len(lab.core._intake._aside) <= EACH
     assert len(lab.core.facts.proofs) == 1
-    assert len(lab.core._sync._asked) <= 1024
+    assert len(lab.core._sync.asked) <= 1024
     assert len(lab.core.membership.peers) == 3
     for _ in range(100):
         lab.give(Connected(peer_of(1)))
@@ -401,11 +437,13 @@ def test_a_new_delta_is_stored_once_and_announced_to_a_few():
     delta = lab.delta(0, 1)
     effects = lab.hear(1, lab.deltas(delta))
     assert of_type(effects, StoreDelta) == [StoreDelta(delta, own=False)]
-    told = [e.peer for e in of_type(effects, Send) if messages([e], Have)]
-    assert set(told) == {peer_of(2), peer_of(3)}  # neither its origin nor its sender
+    assert messages(effects, Held) == []  # its origin tells all that are connected to it
+    told = messages(lab.pass_time(1), Held)
+    assert 1 <= len(told) <= TOLD + 1  # who did not hear of it is told by somebody
+    assert all([p.round for p in held.portions] == [0] for held in told)
     again = lab.hear(2, lab.deltas(delta))
     assert of_type(again, StoreDelta) == []
-    assert messages(again, Have) == []
+    assert len(messages(lab.pass_time(4), Held)) <= 4  # once a second, as ever
 
 
 def test_two_variants_give_a_proof_that_is_stored_and_spread():
@@ -496,7 +534,7 @@ def test_deltas_far_ahead_are_set_aside_and_admitted_when_the_node_comes_near():
     effects = lab.pass_time(0.5)
     assert lab.core.progress.round == AHEAD + 5
     assert {e.delta.fact for e in of_type(effects, StoreDelta)} >= {far.fact}
-    assert lab.core._intake._aside == {}
+    assert len(lab.core._intake._aside) == 0
 
 
 def test_no_single_member_drags_the_others_ahead():
@@ -538,10 +576,10 @@ def test_a_node_that_was_away_long_catches_up_without_fetching_all_again_and_aga
 
 
 def release(lab: Lab, round_: int = 0) -> list:
-    payload = some_payload(lab.run, round_, 0)
-    return lab.give(
-        Released(round_, encode_payload(payload), payload.indices.size, "none", 5, 1, b"l" * 32)
+    payload = encode_payload(
+        some_payload(lab.run, round_, 0), num_parameters=lab.run.num_parameters
     )
+    return lab.give(Released(round_, payload, count_released(payload), "none", 5, 1, b"l" * 32))
 
 
 def test_a_release_is_signed_stored_durably_and_then_announced():
@@ -555,7 +593,7 @@ def test_a_release_is_signed_stored_durably_and_then_announced():
     assert header.roster_hash == lab.net.roster.hash
     first_send = next(i for i, e in enumerate(effects) if isinstance(e, Send))
     assert effects.index(stored) < first_send
-    assert len(messages(effects, Have)) == min(FANOUT, 3)
+    assert len(messages(effects, Held)) == 3  # few members: all are told at once
 
 
 def test_a_release_that_nobody_asked_for_is_not_signed():

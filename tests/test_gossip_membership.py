@@ -23,6 +23,7 @@ def table(state: State = U, heard: float = 0.0) -> tuple[Membership, object]:
     membership.adopt(NET.roster)
     peer = membership.get(peer_of(1))
     peer.state, peer.last_heard = state, heard
+    membership._retime()
     return membership, peer
 
 
@@ -79,7 +80,8 @@ def test_what_silence_does_to_a_state(before, silence, after):
 )
 def test_only_connected_peers_that_are_alive_or_suspect_are_present(state, connected, present):
     membership, peer = table(state)
-    peer.connected = connected
+    if connected:
+        membership.link(peer)
     assert (peer in membership.present()) == present
 
 

@@ -9,10 +9,11 @@ from consortium import Consortium, hospital, peer_of, some_payload
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from p2pfed.gossip.asked import MAX_WANTED, PATIENCE
 from p2pfed.gossip.digests import EMPTY, DigestTree
 from p2pfed.gossip.events import Send, SendStored
 from p2pfed.gossip.facts import RunFacts
-from p2pfed.gossip.sync import MAX_WANTED, PATIENCE, Sync
+from p2pfed.gossip.sync import Sync
 from p2pfed.identity.book import RosterBook
 from p2pfed.wire.delta import Proof
 from p2pfed.wire.messages import (
@@ -24,6 +25,7 @@ from p2pfed.wire.messages import (
     Want,
     decode_message,
 )
+from p2pfed.wire.spreading import Held, Wanted
 
 NET = Consortium(4)
 RUN = NET.run(rounds=200)
@@ -155,6 +157,10 @@ class Peer:
                 return effects
             case Want():
                 return self.sync.on_want("peer", message)
+            case Held():
+                return self.sync.spread.on_held("peer", message, now)
+            case Wanted():
+                return self.sync.spread.on_wanted("peer", message)
         raise AssertionError(message)
 
     def receive(self, stored: SendStored, sender: Peer) -> None:
@@ -165,7 +171,7 @@ class Peer:
             self.facts.add_proof(Proof.decode(data))
         for fact in stored.deltas:
             sender.sent[fact] += 1
-            self.sync.arrived(fact[:NAME_BYTES])
+            self.sync.arrived(sender.stored[fact].signed)
             self.take(sender.stored[fact])
 
 
@@ -297,7 +303,7 @@ def test_a_fact_is_asked_of_one_peer_at_a_time():
     sync, fact = Peer().sync, ALL[0, 0].fact
     assert wanted(sync.on_have("a", offers(0, fact), 0.0)) == {fact[:16]}
     assert wanted(sync.on_have("b", offers(0, fact), PATIENCE - 0.1)) == set()
-    assert wanted(sync.on_have("b", offers(0, fact), PATIENCE)) == {fact[:16]}
+    assert wanted(sync.on_have("b", offers(0, fact), PATIENCE + 0.1)) == {fact[:16]}
 
 
 def test_a_peer_that_offers_and_never_sends_does_not_keep_a_delta_from_us():
@@ -305,7 +311,7 @@ def test_a_peer_that_offers_and_never_sends_does_not_keep_a_delta_from_us():
     sync, fact, asked_of = Peer().sync, ALL[0, 0].fact, []
     for tick in range(300):
         now = tick / 10
-        sync.forget_stale(now)
+        sync.asked.forget_stale(now)
         if wanted(sync.on_have("liar", offers(0, fact), now)):
             asked_of.append("liar")
         if tick % 10 == 5 and wanted(sync.on_have("honest", offers(0, fact), now)):
@@ -327,8 +333,8 @@ def test_made_up_names_fill_a_bounded_table_and_starve_nobody():
     assert asked <= MAX_WANTED
     fact = ALL[0, 0].fact
     assert wanted(sync.on_have("honest", offers(0, fact), 0.2)) == {fact[:16]}
-    sync.forget_stale(100.0)
-    assert not sync._asked
+    sync.asked.forget_stale(100.0)
+    assert not sync.asked
 
 
 def test_a_want_is_answered_with_what_is_held_and_nothing_else():
@@ -358,18 +364,34 @@ def joiner(adopted: int = 8, keys=((8, 0), (8, 1))) -> Peer:
     return peer
 
 
-def test_an_archive_is_complete_when_a_peer_that_holds_all_agrees():
+def show(veteran: Peer, peer: Peer, i: int) -> None:
+    [opening] = veteran.sync.opening("p")
+    peer.sync.on_digest(peer_of(i), decode_message(opening.frame))
+
+
+def test_an_archive_is_complete_when_two_members_that_hold_all_agree():
     veteran, peer = Peer([(r, i) for r in range(9) for i in range(2)]), joiner()
     exchange(veteran, peer)
-    exchange(veteran, peer)
     assert peer.held == veteran.held
+    show(veteran, peer, 1)
+    show(veteran, peer, 1)
+    assert peer.facts.adopted is not None
+    show(veteran, peer, 2)
     assert peer.facts.adopted is None
 
 
 def test_an_archive_is_not_complete_while_anything_is_missing():
     veteran, peer = Peer([(r, i) for r in range(9) for i in range(2)]), joiner()
-    [opening] = veteran.sync.opening("p")
-    peer.sync.on_digest("p", decode_message(opening.frame))
+    show(veteran, peer, 1)
+    show(veteran, peer, 2)
+    assert peer.facts.adopted is not None
+
+
+def test_strangers_do_not_confirm_an_archive():
+    veteran, peer = Peer([(r, i) for r in range(9) for i in range(2)]), joiner()
+    exchange(veteran, peer)
+    show(veteran, peer, 77)
+    show(veteran, peer, 78)
     assert peer.facts.adopted is not None
 
 
@@ -385,7 +407,8 @@ def test_an_archive_is_not_complete_while_anything_is_missing():
 def test_an_archive_is_not_complete_because_a_peer_says_nothing(ranges):
     """Claiming to hold nothing beyond round 2**31 is no agreement about the rounds before 8."""
     peer = joiner()
-    peer.sync.on_digest("liar", Digest(RUN.run_id, 1 << 31, ranges))
+    for i in (1, 2):
+        peer.sync.on_digest(peer_of(i), Digest(RUN.run_id, 1 << 31, ranges))
     assert peer.facts.adopted is not None
 
 

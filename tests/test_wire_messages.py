@@ -22,6 +22,7 @@ from p2pfed.wire.messages import (
     Ack,
     Addresses,
     AskCheckpoints,
+    AskWitness,
     Beat,
     CheckpointOffer,
     Checkpoints,
@@ -31,10 +32,14 @@ from p2pfed.wire.messages import (
     Leave,
     Range,
     Want,
+    Witness,
     decode_message,
     encode_message,
 )
+from p2pfed.wire.spreading import Claims, Crowded, Held, Ping, Portion, Wanted
 
+H8 = st.binary(min_size=8, max_size=8)
+SEATS = st.binary(max_size=129)
 H16 = st.binary(min_size=16, max_size=16)
 H32 = st.binary(min_size=32, max_size=32)
 MAYBE32 = st.one_of(st.just(b""), H32)
@@ -69,11 +74,24 @@ MESSAGES = st.one_of(
     st.just(Leave()),
     st.builds(Addresses, st.lists(st.tuples(TEXTS, ADDRESSES), max_size=3).map(tuple)),
     st.builds(Digest, H32, ROUNDS, st.lists(RANGES, max_size=4).map(tuple)),
+    st.builds(
+        Held, H8, H8, st.booleans(), st.lists(st.builds(Portion, ROUNDS, SEATS, H8)).map(tuple)
+    ),
+    st.builds(Wanted, H8, H8, st.lists(st.builds(Portion, ROUNDS, SEATS)).map(tuple)),
+    st.builds(Claims, H8, H8, st.lists(st.tuples(H8, SEATS)).map(tuple)),
+    st.builds(Ping, st.integers(0, (1 << 63) - 1)),
     st.builds(Have, H32, st.integers(DOCUMENTS, 1 << 31), st.booleans(), NAMES),
     st.builds(Want, H32, NAMES),
     st.builds(Facts, BLOBS, BLOBS, BLOBS),
     st.builds(AskCheckpoints, H32),
     st.builds(Checkpoints, H32, st.lists(OFFERS, max_size=4).map(tuple)),
+    st.just(AskWitness()),
+    st.builds(
+        Witness,
+        st.lists(
+            st.tuples(st.binary(max_size=1024), st.binary(min_size=64, max_size=64)), max_size=3
+        ).map(tuple),
+    ),
 )
 
 BEAT = Beat(7, b"n" * 32, b"r" * 32, b"", 3, True, 2, b"h" * 32, b"d" * 16, ("/ip4/10.0.0.1",))
@@ -88,6 +106,13 @@ ONE_OF_EACH = [
     Facts((b"delta",), (b"roster", b"roster 2"), (b"proof",)),
     AskCheckpoints(b"r" * 32),
     Checkpoints(b"r" * 32, (CheckpointOffer(8, b"c" * 32, b"d" * 32, 12345),)),
+    AskWitness(),
+    Witness(((b"header", b"s" * 64), (b"another", b"t" * 64))),
+    Held(b"r" * 8, b"o" * 8, False, (Portion(3, b"\x00\x05", b"d" * 8), Portion(4, b"\x01"))),
+    Wanted(b"r" * 8, b"o" * 8, (Portion(3, b"\x01\x02"),)),
+    Claims(b"o" * 8, b"d" * 8, ((b"r" * 8, b"\x00\x05\x01\x81\x01"), (b"", b"\x02\x04"))),
+    Crowded(),
+    Ping(7),
 ]
 
 

@@ -14,18 +14,18 @@ from __future__ import annotations
 import datetime as dt
 import random
 from collections.abc import Callable, Iterable
-from typing import assert_never
 
 from p2pfed.errors import RemoteProtocolError
+from p2pfed.gossip.attendance import Attendance
 from p2pfed.gossip.events import (
     CheckpointFetched,
     CheckpointsChanged,
     Connected,
-    Disconnect,
     Disconnected,
     Effect,
     Event,
     Folded,
+    FoldFellShort,
     JoinNetwork,
     Keep,
     LeaveNetwork,
@@ -35,25 +35,30 @@ from p2pfed.gossip.events import (
     RosterOffered,
     Send,
     SendStored,
+    SendWitness,
     SetSharing,
     Tick,
     TrainerChanged,
     TrainingEnded,
 )
 from p2pfed.gossip.facts import RunFacts
+from p2pfed.gossip.guard import Guard
 from p2pfed.gossip.heartbeat import Heartbeat, send
 from p2pfed.gossip.intake import Intake
-from p2pfed.gossip.membership import Liveness, Membership, Peer, State
+from p2pfed.gossip.local_rounds import LocalRounds
+from p2pfed.gossip.meeting_events import Survived
+from p2pfed.gossip.membership import Liveness, Membership, Peer
 from p2pfed.gossip.progress import Phase, Presence, Progress
-from p2pfed.gossip.rounds import weights_of
+from p2pfed.gossip.release import Releasing
+from p2pfed.gossip.witness import Witnesses
 from p2pfed.identity.book import RosterBook
 from p2pfed.identity.run import Run
-from p2pfed.identity.signing import fact_hash
-from p2pfed.wire.delta import Delta, Header, Proof, SignedHeader
+from p2pfed.wire.delta import Delta, Proof, SignedHeader
 from p2pfed.wire.messages import (
     Ack,
     Addresses,
     AskCheckpoints,
+    AskWitness,
     Beat,
     CheckpointOffer,
     Checkpoints,
@@ -63,10 +68,15 @@ from p2pfed.wire.messages import (
     Leave,
     Message,
     Want,
+    Witness,
     decode_message,
 )
+from p2pfed.wire.spreading import Claims, Crowded, Held, Ping, Wanted
 
 __all__ = ["Core"]
+
+# Messages after which nothing has to be thought over that cannot wait for the next tick.
+_TALK = Ack | Addresses | Digest | Have | Want | Held | Wanted | AskCheckpoints | AskWitness
 
 
 class Core:
@@ -80,6 +90,8 @@ class Core:
         addresses: Where this node can be dialled.
         liveness: How long silence may last.
         has_trainer: False for a bootstrap-only node.
+        read_delta: Decodes and verifies a delta.
+        recall: Reads a stored header by its full name, so that not all have to be in memory.
     """
 
     def __init__(
@@ -92,25 +104,36 @@ class Core:
         addresses: tuple[str, ...] = (),
         liveness: Liveness | None = None,
         has_trainer: bool = True,
+        read_delta: Callable[[bytes], Delta] = Delta.decode,
+        recall: Callable[[bytes], SignedHeader | None] | None = None,
     ) -> None:
-        self.own_id = own_id
+        self.own_id, self._recall = own_id, recall
         self.book = book
         self.addresses = addresses
         self.membership = Membership(own_id, liveness or Liveness())
         self.progress: Progress | None = None
-        self.sharing = True
-        self.verdict = ""  # why the trainer contributes nothing any more; empty while it does
         self.task_id = b""
-        self._sign = sign
-        self._has_trainer = has_trainer
-        self._trainer_up = has_trainer
-        self._trainer_lost = False
-        self._absent = False
-        self._intake = Intake(own_id=own_id, book=book, membership=self.membership, rng=rng)
-        self._sync = self._intake.sync
-        self._heartbeat = Heartbeat(
-            self.membership, self._sync, liveness or Liveness(), rng, self._compose_beat
+        self._rng, self._absent, self._contributed, self._only_talk = rng, False, False, False
+        self._intake = Intake(
+            own_id=own_id,
+            book=book,
+            membership=self.membership,
+            rng=rng,
+            read_delta=read_delta,
         )
+        self._sync = self._intake.sync
+        self.witnesses = Witnesses(own_id, sign, book, self.membership)
+        self._guard = Guard(self.membership)
+        self._releasing = Releasing(
+            own_id=own_id,
+            sign=sign,
+            book=book,
+            intake=self._intake,
+            witnesses=self.witnesses,
+            has_trainer=has_trainer,
+        )
+        self._heartbeat = Heartbeat(self.membership, self._sync, rng, self._compose_beat)
+        self._attendance = Attendance(self.membership)
         self._offers: tuple[CheckpointOffer, ...] = ()
         self._wall = dt.datetime.min.replace(tzinfo=dt.UTC)
         if book.current is not None:
@@ -129,8 +152,10 @@ class Core:
         *,
         held: Iterable[SignedHeader] = (),
         proofs: Iterable[Proof] = (),
-        adopted: tuple[int, bytes] | None = None,
+        adopted: tuple[int, bytes, int] | None = None,
         round_: int = 0,
+        own: Iterable[SignedHeader] = (),
+        paired: Survived | None = None,
     ) -> None:
         """Take part in a run.
 
@@ -138,62 +163,83 @@ class Core:
             run: The accepted run.
             held: Headers of stored deltas, verified when they were stored.
             proofs: Stored proofs.
-            adopted: A checkpoint believed earlier whose archive was not complete.
+            adopted: A checkpoint believed earlier whose archive was not complete: its round and
+                chain, and the version of the newest roster then.
             round_: The round of the newest checkpoint on disk.
+            own: The newest stored header of this node's, of every other run.
+            paired: What survived of this node's own model, in pairwise mode.
         """
-        facts = RunFacts(run, self.book)
+        facts = RunFacts(run, self.book, self._recall)
         for signed in held:
             facts.add(signed)
+            self.witnesses.remember([signed])
+            facts.cool(signed.header.round)  # they come by round
         for proof in proofs:
             facts.add_proof(proof)
         if adopted is not None:
-            facts.adopt(*adopted)
+            facts.adopt(*adopted[:2], under=adopted[2])
         newest = facts.newest_rounds().get(self.own_id, 0)
-        fresh = facts.num_deltas == 0 and round_ == 0
-        self.verdict = ""
+        fresh = facts.num_deltas == 0  # its store may be lost, whatever checkpoints there are
         self.progress = Progress(
             facts, self.own_id, joining=fresh, round_=min(max(newest, round_), run.rounds)
         )
+        if run.averaging.mode == "pairwise":
+            show = self._releasing.may_show
+            self.progress = LocalRounds(
+                facts, self.membership, paired, rng=self._rng, willing=lambda: show(self._wall)
+            )
+        self._heartbeat.tells_rounds = isinstance(self.progress, LocalRounds)
         self._intake.take_run(self.progress)
+        self._releasing.take_run(self.progress)
+        self.witnesses.remember(own)
+
+    @property
+    def sharing(self) -> bool:
+        """Whether the operator lets this node release."""
+        return self._releasing.sharing
+
+    @sharing.setter
+    def sharing(self, on: bool) -> None:
+        self._releasing.sharing = on
+
+    @property
+    def verdict(self) -> str:
+        """Why the trainer contributes nothing any more; empty while it does."""
+        return self._releasing.verdict
+
+    @verdict.setter
+    def verdict(self, reason: str) -> None:
+        self._releasing.verdict = reason
 
     def why_not_contributing(self) -> str:
         """Empty if this node contributes; else the reason, for people."""
-        roster = self.book.current
-        if not self._has_trainer:
-            return "this node has no trainer"
-        if self._trainer_lost:
-            return "the trainer fails again and again"
-        if roster is None or self.progress is None:
-            return "no run has begun here"
-        member = roster.member(self.own_id)
-        if member is None or not member.trains:
-            return "the roster does not list this node as a training member"
-        if roster.is_expired(self._wall):
-            return f"roster v{roster.version} has expired"
-        if self.progress.facts.is_out(self.own_id, self.progress.round):
-            return "this node is revoked or was proven to sign two deltas for one round"
-        if not self.sharing:
-            return "sharing is switched off"
-        return self.verdict
+        return self._releasing.why_not(self._wall)
 
     # --- the one entry -------------------------------------------------------------------------
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take in one event at time `now` (seconds, never going back) and say what to do."""
+        self._only_talk = False
         effects = self._on_event(event, now)
+        if self._only_talk:
+            return effects
         if self._absent:  # who has said goodbye says nothing more
-            return [e for e in effects if not isinstance(e, Send | SendStored | Keep)]
+            return [e for e in effects if not isinstance(e, Send | SendStored | SendWitness | Keep)]
         if isinstance(event, LeaveNetwork):
             self._absent = True
             return effects
         if self.progress is not None:
             effects += self._intake.admit()
+        contributes = not self.why_not_contributing()
+        if contributes != self._contributed:
+            self._contributed = contributes
+            self._heartbeat.hasten()  # whom others wait for should be known at once
         if self.progress is not None and self.book.current is not None:
             effects += self.progress.advance(
                 now,
                 self.book.current,
-                self._presence(),
-                contributes=self._trainer_up and not self.why_not_contributing(),
+                self._presence(contributes=contributes),
+                contributes=self._releasing.trainer_up and contributes,
                 ahead=self._intake.newest_set_aside(),
             )
         return effects
@@ -202,63 +248,72 @@ class Core:
         match event:
             case Tick():
                 self._wall = event.wall
-                return self._heartbeat.tick(now)
+                self._attendance.tick()
+                return self._heartbeat.tick(now) + self.witnesses.tick(now) + self._guard.tick(now)
             case Connected():
-                return self._heartbeat.connected(event.peer, now)
+                if (refusal := self._guard.turned_away(event.peer, now)) is not None:
+                    return [refusal]
+                effects = self._heartbeat.connected(event.peer, now)
+                return effects + self.witnesses.connected(event.peer)
             case Disconnected():
-                return self._heartbeat.disconnected(event.peer)
+                return self._heartbeat.disconnected(event.peer, now)
             case Received():
                 return self._on_frame(event.peer, event.frame, now)
             case RosterOffered():
                 return self._intake.rosters([event.signed])
             case Released():
-                return self._on_released(event)
+                return self._releasing.on_released(event, self._wall)
             case TrainingEnded():
-                return self._on_training_ended(event)
+                return self._releasing.on_training_ended(event)
             case Folded():
                 return self._on_folded(event)
             case CheckpointsChanged():
                 self._offers = event.offers
+                if self.progress is not None:
+                    self.progress.checkpoints_changed({o.round: o.chain for o in event.offers})
+                return []
+            case FoldFellShort():
+                if self.progress is not None:
+                    self.progress.fold_fell_short()
                 return []
             case CheckpointFetched():
                 assert self.progress is not None
                 return self.progress.fetched(event.offer, ok=event.ok)
             case SetSharing():
-                self.sharing = event.on
-                return [Note("sharing.on" if event.on else "sharing.off", {})]
+                return self._releasing.on_sharing(event)
             case TrainerChanged():
-                self._trainer_up, self._trainer_lost = event.up, event.lost
-                return []
+                return self._releasing.on_trainer(event)
             case LeaveNetwork():
                 return [] if self._absent else self._to_all(Leave())
             case JoinNetwork():
                 self._absent = False
+                self._heartbeat.introduce()
                 return []
             case _:
-                assert_never(event)
+                assert isinstance(self.progress, LocalRounds)
+                return self.progress.on_pair_event(event, now)
 
     # --- messages ------------------------------------------------------------------------------
 
     def _on_frame(self, peer_id: str, frame: bytes, now: float) -> list[Effect]:
-        peer = self.membership.get(peer_id)
-        if peer is None or peer.state is State.REVOKED:
-            return [Disconnect(peer_id, "not on the roster", blame=False)]
+        if (refusal := self._guard.turned_away(peer_id, now)) is not None:
+            return [refusal]
+        peer = self.membership.peers[peer_id]
         try:
             message = decode_message(frame)
-            effects = self._on_message(peer, message, now)
+            self._only_talk = isinstance(message, _TALK) and not self._absent
+            limited = self._guard.weigh(peer, message, now)
+            effects = self._on_message(peer, message, now) if limited is None else limited
         except RemoteProtocolError as error:
-            return [
-                Note("peer.blamed", {"peer": peer_id, "name": peer.name, "reason": error.what}),
-                Disconnect(peer_id, error.what, blame=True),
-            ]
+            return self._guard.blame(peer, error.what, now)
         if isinstance(message, Leave):
             return effects
         return [*effects, *self._heartbeat.heard(peer, now)]
 
-    def _on_message(self, peer: Peer, message: Message, now: float) -> list[Effect]:  # noqa: C901, PLR0911 - a flat table
+    def _on_message(self, peer: Peer, message: Message, now: float) -> list[Effect]:  # noqa: C901, PLR0911, PLR0912 - a flat table
         match message:
             case Beat():
-                return self._on_beat(peer, message)
+                return self._on_beat(peer, message, now)
             case Ack():
                 return self._heartbeat.on_ack(peer, message, now)
             case Leave():
@@ -271,6 +326,8 @@ class Core:
                 return self._sync.on_have(peer.peer_id, message, now)
             case Want():
                 return self._sync.on_want(peer.peer_id, message)
+            case Held() | Wanted() | Claims() | Crowded() | Ping():
+                return self._heartbeat.on_spreading(peer, message, now)
             case Facts():
                 return self._intake.facts(message, peer.peer_id)
             case AskCheckpoints():
@@ -281,12 +338,16 @@ class Core:
                 if self.progress is not None and message.run_id == self.progress.facts.run.run_id:
                     self.progress.offered(peer.peer_id, message.offers, now)
                 return []
+            case AskWitness() | Witness():
+                return self.witnesses.hear(peer.peer_id, message)
             case _:
-                assert_never(message)
+                if isinstance(self.progress, LocalRounds):
+                    return self.progress.hear(peer.peer_id, message, now)
+                return []
 
-    def _on_beat(self, peer: Peer, beat: Beat) -> list[Effect]:
+    def _on_beat(self, peer: Peer, beat: Beat, now: float) -> list[Effect]:
         new_to_us = peer.beat is None or peer.beat.run_id != beat.run_id
-        effects = self._heartbeat.on_beat(peer, beat, self.book.network_id)
+        effects = self._heartbeat.on_beat(peer, beat, self.book.network_id, now)
         progress = self.progress
         if progress is None or not beat.run_id:
             return effects
@@ -316,48 +377,7 @@ class Core:
             addresses=self.addresses[:16],
         )
 
-    # --- training and folding ------------------------------------------------------------------
-
-    def _on_released(self, event: Released) -> list[Effect]:
-        progress, roster = self.progress, self.book.current
-        trained = progress.trained(event.round) if progress is not None else None
-        if progress is None or trained is None or roster is None:
-            return []
-        if not self.sharing or roster.is_expired(self._wall):
-            return [Note("release.withheld", {"round": event.round})]
-        if progress.facts.header(event.round, self.own_id) is not None:
-            return []
-        facts = progress.facts
-        if facts.has_later_ledger(self.own_id, event.releases, event.ledger_head):
-            self.verdict = "the ledger is older than what this node has released (a restored copy?)"
-            return [Note("privacy.rollback", {"round": event.round, "releases": event.releases})]
-        header = Header(
-            run_id=progress.facts.run.run_id,
-            round=event.round,
-            origin=self.own_id,
-            roster_hash=trained.roster_hash,
-            view_hash=trained.view_hash,
-            mechanism=event.mechanism,
-            spent_nano_rho=event.spent_nano_rho,
-            releases=event.releases,
-            ledger_head=event.ledger_head,
-            payload_hash=fact_hash(event.payload),
-            num_released=event.num_released,
-        )
-        delta = Delta.make(header, event.payload, self._sign)
-        note = Note(
-            "delta.released",
-            {"round": event.round, "bytes": len(event.payload), "releases": event.releases},
-        )
-        return [*self._intake.delta(delta), note]
-
-    def _on_training_ended(self, event: TrainingEnded) -> list[Effect]:
-        if self.progress is None or self.progress.trained(event.round) is None:
-            return []
-        if event.outcome in {"exhausted", "refused"}:
-            self.verdict = event.reason
-        kind = "privacy.exhausted" if event.outcome == "exhausted" else f"training.{event.outcome}"
-        return [Note(kind, {"round": event.round, "reason": event.reason})]
+    # --- small things --------------------------------------------------------------------------
 
     def _on_folded(self, event: Folded) -> list[Effect]:
         if self.progress is None:
@@ -365,32 +385,23 @@ class Core:
         self.progress.on_folded(event)
         return [Note("model.folded", {"round": event.round, "hash": event.model_hash.hex()})]
 
-    # --- small things --------------------------------------------------------------------------
-
-    def _presence(self) -> Presence:
+    def _presence(self, *, contributes: bool) -> Presence:
         assert self.progress is not None
-        run_id = self.progress.facts.run.run_id
-        present = [p for p in self.membership.present() if p.beat is not None]
-        in_run = {p.peer_id for p in present if p.beat is not None and p.beat.run_id == run_id}
-        contributing = {p.peer_id for p in present if p.beat is not None and p.beat.contributes}
-        own = set() if self.why_not_contributing() else {self.own_id}
-        return Presence(
-            alive=frozenset(in_run | {self.own_id}),
-            contributing=frozenset((contributing & in_run) | own),
-            left=frozenset(
-                p.peer_id for p in self.membership.peers.values() if p.state is State.LEFT
-            ),
-            in_run=frozenset(in_run),
-        )
+        run_id, round_ = self.progress.facts.run.run_id, self.progress.round
+        return self._attendance.of(run_id, round_, contributes=contributes)
 
     def _to_all(self, message: Message) -> list[Effect]:
-        connected = [p.peer_id for p in self.membership.peers.values() if p.connected]
-        return [send(peer_id, message) for peer_id in connected]
+        return [send(peer.peer_id, message) for peer in self.membership.linked()]
+
+    def waiting(self) -> dict[str, int]:
+        """How much is kept because of others, by kind; each is bounded."""
+        return self._intake.waiting()
 
     def weight_alive(self) -> tuple[int, int]:
         """Weight that is alive, and all of it; for people."""
         if self.book.current is None or self.progress is None:
             return 0, 0
-        weights = weights_of(self.book.current)
-        alive = sum(weights.get(p, 0) for p in self._presence().alive)
+        weights = self.progress.facts.weights(self.book.current.hash)
+        there = self._presence(contributes=self._contributed).alive
+        alive = sum(weights.get(p, 0) for p in there)
         return alive, sum(weights.values())

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 
-from p2pfed.wire.messages import HASH_BYTES, MAX_ROUND, Range
+from p2pfed.wire.messages import HASH_BYTES, Range
 
 __all__ = ["EMPTY", "DigestTree"]
 
@@ -25,12 +25,18 @@ class DigestTree:
     def __init__(self) -> None:
         self._rounds: dict[int, set[bytes]] = {}
         self._cache: dict[tuple[int, int], bytes] = {}
+        self._versions: dict[int, int] = {}
+        self._levels = 1  # how many levels of the tree were ever asked for
         self._end = 0
 
     @property
     def end(self) -> int:
         """One more than the highest round that holds a fact."""
         return self._end
+
+    def version(self, round_: int) -> int:
+        """Changes whenever the facts of the round do."""
+        return self._versions.get(round_, 0)
 
     def add(self, round_: int, fact: bytes) -> None:
         """Add a fact to a round."""
@@ -40,7 +46,10 @@ class DigestTree:
 
     def discard(self, round_: int, fact: bytes) -> None:
         """Take a fact out of a round; nothing happens if it is not there."""
-        self._rounds.get(round_, set()).discard(fact)
+        held = self._rounds.get(round_)
+        if not held or fact not in held:
+            return
+        held.discard(fact)
         while self._end and not self._rounds.get(self._end - 1):
             self._end -= 1
         self._forget_cached(round_)
@@ -55,6 +64,7 @@ class DigestTree:
             return EMPTY
         key = (start, length)
         if key not in self._cache:
+            self._levels = max(self._levels, length.bit_length())
             self._cache[key] = self._compute(start, length)
         return self._cache[key]
 
@@ -87,5 +97,6 @@ class DigestTree:
         return hashlib.blake2b(b"".join(parts), digest_size=HASH_BYTES).digest()
 
     def _forget_cached(self, round_: int) -> None:
-        for level in range(MAX_ROUND.bit_length()):  # peers may have asked for any length
+        self._versions[round_] = self._versions.get(round_, 0) + 1
+        for level in range(self._levels):
             self._cache.pop((round_ >> level << level, 1 << level), None)

@@ -1,28 +1,37 @@
-"""The talk that keeps membership going: beats, answers, goodbyes, addresses.
+"""The talk that keeps membership going: beats, answers, goodbyes, addresses, and whom to talk to.
 
-A beat says who one is and what one holds; its answer gives the round-trip time. Addresses of others
-are hearsay: what a peer announced itself comes first, and the handshake decides in the end.
+A beat says who one is and what one holds; where that is nothing new a `Ping` does. The answer gives
+the round-trip time. Up to `full_mesh` members everybody beats everybody; in a crowd a node beats
+its neighbours when others must know of it, and pings those that have been quiet. One neighbour at a
+time is shown what is held (`spread`, `sync`) and told what was heard of others (`rumours`).
+Addresses of others are hearsay: what a peer announced itself comes first, and the handshake decides
+in the end.
 
 Invariant: a peer that left is not dialled until it is heard again; one that is silent is dialled
-for ever.
+for ever (in a crowd, again and again).
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 from p2pfed.errors import RemoteProtocolError
-from p2pfed.gossip.events import Disconnect, Effect, Keep, Note, Send, StopDialling
-from p2pfed.gossip.membership import Liveness, Membership, Peer, State
+from p2pfed.gossip.events import Disconnect, Effect, Note, Send, StopDialling
+from p2pfed.gossip.membership import Membership, Peer, State
+from p2pfed.gossip.neighbours import Neighbours
+from p2pfed.gossip.rumours import Rumours
 from p2pfed.gossip.sync import Sync
 from p2pfed.wire.messages import Ack, Addresses, Beat, Message, encode_message
+from p2pfed.wire.spreading import Claims, Crowded, Held, Ping, SpreadingMessage, Wanted
 
 __all__ = ["Heartbeat", "send"]
 
-GOSSIP_INTERVAL = 1.0  # seconds between digests to a random peer; log2(N) of them reach everyone
-ADDRESS_INTERVAL = 10.0
 MAX_UNANSWERED = 16
+ADDRESSES_AT_ONCE = 16
+ADDRESSES_AT_FIRST = 16  # told to a new neighbour
+TELLINGS = 3  # how often an address is told on that its owner told us
 
 
 def send(peer_id: str, message: Message) -> Send:
@@ -40,26 +49,34 @@ class Heartbeat:
     Args:
         membership: The table of peers.
         sync: Gives the digest of documents, and opens anti-entropy.
-        liveness: How often to beat.
         rng: Chance for choosing a peer.
         compose: Makes the beat with a sequence number.
+
+    Attributes:
+        tells_rounds: Whether others must know at once in which round we are.
     """
 
     def __init__(
         self,
         membership: Membership,
         sync: Sync,
-        liveness: Liveness,
         rng: random.Random,
         compose: Callable[[int], Beat],
     ) -> None:
         self._membership = membership
         self._sync = sync
-        self._liveness = liveness
+        self._liveness = membership.liveness
         self._rng = rng
         self._compose = compose
         self._sequence = 0
+        self._neighbours = Neighbours(membership, sync.seating, rng)
+        self._rumours = Rumours(membership, sync.seating)
+        self._untold: dict[str, int] = {}  # peer -> how often its addresses are still to be told
+        self.tells_rounds = False
+        self._said: Beat | None = None
+        self._said_at = float("-inf")
         self._next_beat = self._next_gossip = self._next_addresses = float("-inf")
+        self._next_digest = self._next_introduction = float("-inf")
 
     # --- time and connections ------------------------------------------------------------------
 
@@ -67,50 +84,128 @@ class Heartbeat:
         """Let time pass: verdicts on silent peers, beats, gossip with a random peer."""
         effects: list[Effect] = []
         for peer in self._membership.tick(now):
+            self._rumours.judged(peer)
             effects.append(Note(f"peer.{peer.state.value}", _named(peer)))
             if peer.state is State.AWAY and peer.connected:
                 effects.append(Disconnect(peer.peer_id, "silent for too long", blame=False))
+        effects += self._neighbours.tick(now)
         if now >= self._next_beat:
             self._next_beat = now + self._liveness.beat_interval
-            connected = [p for p in self._membership.peers.values() if p.connected]
-            effects += [self._beat(peer, now) for peer in connected]
-        present = sorted(p.peer_id for p in self._membership.present())
-        if now >= self._next_gossip and present:
-            self._next_gossip = now + GOSSIP_INTERVAL
-            self._sync.forget_stale(now)
-            effects += self._sync.opening(self._rng.choice(present))
-        if now >= self._next_addresses and present:
-            self._next_addresses = now + ADDRESS_INTERVAL
-            effects.append(self._known_addresses(self._rng.choice(present)))
+            effects += self._beats(now)
+        if now >= self._next_gossip or self._sync.spread.is_due(now):
+            effects += self._gossip(now)
+        if now >= self._next_addresses and self._untold:
+            self._next_addresses = now + self._liveness.address_interval
+            effects += self._address_news()
         return effects
+
+    def hasten(self) -> None:
+        """What the beat says has changed: send the next one at the next tick."""
+        self._next_beat = float("-inf")
+
+    def introduce(self) -> None:
+        """Nobody has heard us for a while: say all that there is to say."""
+        self._said = None
+        self.hasten()
 
     def connected(self, peer_id: str, now: float) -> list[Effect]:
         """A connection is up: introduce ourselves."""
         peer = self._membership.get(peer_id)
         if peer is None or peer.state is State.REVOKED:
             return [Disconnect(peer_id, "not on the roster", blame=False)]
-        peer.connected = True
-        effects: list[Effect] = [self._beat(peer, now), self._known_addresses(peer_id)]
-        return [*effects, *self._sync.opening(peer_id)]
+        self._membership.link(peer)
+        effects: list[Effect] = [self._beat(peer, self._compose(0), now)]
+        effects += self._known_addresses(peer_id)
+        return [*effects, *self._sync.opening(peer_id), *self._rumours.opening(peer_id, now)]
 
-    def disconnected(self, peer_id: str) -> list[Effect]:
+    def disconnected(self, peer_id: str, now: float) -> list[Effect]:
         """A connection is gone; the verdict on the peer comes with time."""
         peer = self._membership.get(peer_id)
         if peer is not None:
-            peer.connected = False
-            peer.sent_at.clear()
+            self._membership.unlink(peer, now)
+            self._sync.asked.gone(peer_id)
         return []
 
-    def _beat(self, peer: Peer, now: float) -> Send:
+    def _gossip(self, now: float) -> list[Effect]:
+        """Talk to one neighbour."""
+        partner = self._neighbours.partner()
+        if partner is None:
+            return []
+        live, spread = self._liveness, self._sync.spread
+        if now < self._next_gossip:
+            return spread.contact(partner, now, brisk=live.brisk_interval)
+        self._next_gossip = now + live.gossip_interval
+        self._sync.asked.forget_stale(now)
+        effects = self._rumours.contact(partner, now)
+        if now >= self._next_digest:
+            self._next_digest = now + live.digest_interval
+            return effects + self._sync.opening(partner)
+        return effects + spread.contact(partner, now, brisk=live.brisk_interval)
+
+    # --- beats -----------------------------------------------------------------------------------
+
+    def _beats(self, now: float) -> list[Effect]:
+        beat, said = self._compose(0), self._said
+        linked = self._membership.linked()
+        self._rumours.speak(contributes=beat.contributes, run_id=beat.run_id)
+        crowd = self._membership.is_crowd
+        if said is None or self._matters(beat) != self._matters(said):
+            self._said, self._said_at = beat, now
+            return [self._beat(peer, beat, now) for peer in linked]
+        if now >= self._said_at + self._liveness.introduce_interval:
+            self._said, self._said_at = beat, now
+            partner = self._membership.get(self._neighbours.partner() or "")
+            told = linked if not crowd else [partner] if partner is not None else []
+            return [self._beat(peer, beat, now) for peer in told]
+        quiet_after = self._liveness.quiet_after if crowd else 0.0
+        quiet = [p for p in linked if p.last_heard + quiet_after < now]
+        return [send(p.peer_id, Ping(self._count(p, now))) for p in quiet]
+
+    def _matters(self, beat: Beat) -> tuple[object, ...]:
+        """What all neighbours must know at once; the rest is for people."""
+        round_ = beat.round if self.tells_rounds else 0
+        return beat.contributes, beat.run_id, beat.task_id, beat.documents, beat.addresses, round_
+
+    def _beat(self, peer: Peer, beat: Beat, now: float) -> Send:
+        return send(peer.peer_id, replace(beat, sequence=self._count(peer, now)))
+
+    def _count(self, peer: Peer, now: float) -> int:
         self._sequence += 1
         peer.sent_at[self._sequence] = now
         while len(peer.sent_at) > MAX_UNANSWERED:
             del peer.sent_at[next(iter(peer.sent_at))]
-        return send(peer.peer_id, self._compose(self._sequence))
+        return self._sequence
 
-    def _known_addresses(self, peer_id: str) -> Send:
-        known = [(p.peer_id, p.addresses) for p in self._membership.peers.values() if p.addresses]
-        return send(peer_id, Addresses(tuple(known[:256])))
+    # --- addresses -------------------------------------------------------------------------------
+
+    def _known_addresses(self, peer_id: str) -> list[Effect]:
+        """Some of those that are there, for a peer that has just come."""
+        known = list(self._membership.peers.values())
+        if len(known) > 2 * ADDRESSES_AT_FIRST:
+            known = self._rng.sample(known, 2 * ADDRESSES_AT_FIRST)
+        known = sorted((p for p in known if p.addresses), key=lambda peer: not peer.is_present)
+        known = known[:ADDRESSES_AT_FIRST]
+        told = tuple((p.peer_id, p.addresses) for p in known if p.peer_id != peer_id)
+        return [send(peer_id, Addresses(told))] if told else []
+
+    def _address_news(self) -> list[Effect]:
+        """Addresses that a neighbour may not have heard of."""
+        partner = self._neighbours.partner()
+        if partner is None:
+            return []
+        told = []
+        for peer_id in list(self._untold)[:ADDRESSES_AT_ONCE]:
+            peer = self._membership.get(peer_id)
+            left = self._untold.pop(peer_id) - 1
+            if left:
+                self._untold[peer_id] = left  # behind the others
+            if peer is not None and peer.addresses and peer_id != partner:
+                told.append((peer_id, peer.addresses))
+        return [send(partner, Addresses(tuple(told)))] if told else []
+
+    def _located(self, peer: Peer, addresses: tuple[str, ...]) -> list[Effect]:
+        peer.addresses = addresses
+        return self._neighbours.located(peer)
 
     # --- messages ------------------------------------------------------------------------------
 
@@ -118,23 +213,26 @@ class Heartbeat:
         """A member said anything but goodbye."""
         if not self._membership.heard(peer, now):
             return []
-        effects: list[Effect] = [Note("peer.alive", _named(peer))]
-        return [*effects, Keep(peer.peer_id, peer.addresses)] if peer.addresses else effects
+        return [Note("peer.alive", _named(peer)), *self._neighbours.located(peer)]
 
-    def on_beat(self, peer: Peer, beat: Beat, network_id: bytes | None) -> list[Effect]:
+    def on_beat(self, peer: Peer, beat: Beat, network_id: bytes | None, now: float) -> list[Effect]:
         """Answer a beat; list our documents if the peer holds others.
+
+        Who has just begun another run wants to know at once who else is in it.
 
         Raises:
             RemoteProtocolError: The peer belongs to another network.
         """
         if network_id is not None and beat.network_id != network_id:
             raise RemoteProtocolError("the peer belongs to another network")
-        peer.beat = beat
+        begins = peer.beat is not None and peer.beat.run_id != beat.run_id
+        self._membership.beat(peer, beat)
         effects: list[Effect] = [send(peer.peer_id, Ack(beat.sequence))]
+        effects += [self._beat(peer, self._compose(0), now)] if begins else []
         if beat.addresses and beat.addresses != peer.addresses:
-            peer.addresses = beat.addresses
-            effects.append(Keep(peer.peer_id, beat.addresses))
-        if beat.documents != self._sync.documents_digest():
+            self._untold[peer.peer_id] = TELLINGS
+            effects += self._located(peer, beat.addresses)
+        if not self._sync.documents_agree(beat):
             effects.append(self._sync.list_documents(peer.peer_id))
         return effects
 
@@ -149,6 +247,7 @@ class Heartbeat:
         """A member goes on purpose."""
         if not self._membership.left(peer):
             return []
+        self._rumours.judged(peer)
         return [Note("peer.left", _named(peer)), StopDialling(peer.peer_id)]
 
     def on_addresses(self, message: Addresses) -> list[Effect]:
@@ -159,6 +258,23 @@ class Heartbeat:
             if peer is None or not addresses or peer.addresses or peer.connected:
                 continue
             if peer.state not in {State.LEFT, State.REVOKED}:
-                peer.addresses = addresses
-                effects.append(Keep(peer_id, addresses))
+                effects += self._located(peer, addresses)
         return effects
+
+    def on_spreading(self, peer: Peer, message: SpreadingMessage, now: float) -> list[Effect]:
+        """One of the messages that go by seat.
+
+        Raises:
+            RemoteProtocolError: It names seats that there are not.
+        """
+        match message:
+            case Held():
+                return self._sync.spread.on_held(peer.peer_id, message, now)
+            case Wanted():
+                return self._sync.spread.on_wanted(peer.peer_id, message)
+            case Claims():
+                return self._rumours.on_claims(peer, message, now)
+            case Crowded():
+                return self._neighbours.on_crowded(peer, now)
+            case Ping():
+                return [send(peer.peer_id, Ack(message.sequence))]

@@ -1,21 +1,20 @@
 """Taking in facts: checked first, then believed, then stored and announced.
 
 Rosters go to the book, proofs and deltas to the facts of the run. A delta further ahead than
-`rounds.AHEAD` is set aside, a few per origin, until the node's own round comes near: it counts
-neither for the model nor for the digests, only as a sign of where its origin is.
+`rounds.AHEAD` is set `aside` until the node's own round comes near.
 
 Invariants: nothing malformed, forged, of another run, of a stranger or beyond its bounds changes
 anything; a message with one broken fact changes nothing, so that what is believed is always stored;
-what is set aside is bounded per origin, whatever is sent; each new fact is stored once and
-announced by name.
+each new fact is stored once.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from p2pfed.errors import FactRejected, RemoteProtocolError
+from p2pfed.gossip.aside import Aside
 from p2pfed.gossip.events import (
     Disconnect,
     Effect,
@@ -31,14 +30,13 @@ from p2pfed.gossip.rounds import AHEAD
 from p2pfed.gossip.sync import Sync
 from p2pfed.identity.book import RosterBook
 from p2pfed.wire.delta import Delta, Proof
-from p2pfed.wire.messages import NAME_BYTES, Facts
+from p2pfed.wire.messages import Facts
 from p2pfed.wire.payload import decode_payload
 
 __all__ = ["Intake"]
 
-FANOUT = 6  # peers told at once of a new own delta; the rest hear of it from them
-FORWARD = 2
-SET_ASIDE = 8  # deltas per origin that wait for the node to come near
+TOLD = 2  # contacts in which a new delta is told; the digests find who has missed it
+TOLD_IN_CROWD = 6
 
 
 class Intake:
@@ -49,17 +47,25 @@ class Intake:
         book: The believed rosters.
         membership: The table of peers.
         rng: Chance for choosing whom to tell.
+        read_delta: Decodes and verifies a delta; raises RemoteProtocolError.
     """
 
     def __init__(
-        self, *, own_id: str, book: RosterBook, membership: Membership, rng: random.Random
+        self,
+        *,
+        own_id: str,
+        book: RosterBook,
+        membership: Membership,
+        rng: random.Random,
+        read_delta: Callable[[bytes], Delta] = Delta.decode,
     ) -> None:
-        self._aside: dict[bytes, Delta] = {}
-        self.sync = Sync(book, self._aside.__contains__)
+        self._aside = Aside()
+        self.sync = Sync(book, self._aside.__contains__, patience=membership.liveness.patience)
         self._own_id = own_id
         self._book = book
         self._membership = membership
         self._rng = rng
+        self._read_delta = read_delta
         self._progress: Progress | None = None
 
     def take_run(self, progress: Progress) -> None:
@@ -77,7 +83,7 @@ class Intake:
         if self._progress is None:
             return self.rosters(message.rosters)
         proofs = [Proof.decode(data) for data in message.proofs]
-        deltas = [Delta.decode(data) for data in message.deltas]
+        deltas = [self._read_delta(data) for data in message.deltas]
         for delta in deltas:
             self._check(delta)
         effects = self.rosters(message.rosters)
@@ -157,19 +163,22 @@ class Intake:
         if header.mechanism != run.mechanism:
             raise RemoteProtocolError(f"a delta made with mechanism {header.mechanism!r}")
         payload = decode_payload(
-            delta.payload, num_parameters=run.num_parameters, max_released=run.max_released
+            delta.payload,
+            num_parameters=run.num_parameters,
+            max_released=run.max_released,
+            width=run.encoding.values,
         )
-        if payload.indices.size != header.num_released:
+        if payload.values.size != header.num_released:
             raise RemoteProtocolError("a delta whose header miscounts its payload")
 
     def _take(self, delta: Delta, peer_id: str) -> list[Effect]:
-        self.sync.arrived(delta.fact[:NAME_BYTES])
+        self.sync.arrived(delta.signed)
         # A stranger's key is made in no time: its deltas would fill any table. If a roster that
         # lists it is still on its way, the delta is asked for again afterwards.
         if not self._is_of_this_run(delta) or not self._book.has_listed(delta.header.origin):
             return []
         if self._is_too_far_ahead(delta):
-            self._set_aside(delta)
+            self._aside.add(delta)
             return []
         return self.delta(delta, from_peer=peer_id)
 
@@ -178,21 +187,20 @@ class Intake:
         assert self._progress is not None
         facts = self._progress.facts
         known = facts.num_deltas
-        proof = facts.add(delta.signed)
+        late = bool(from_peer) and self._progress.is_late(delta.header.round)
+        proof = facts.add(delta.signed, late=late)
         if proof is not None:
             return self.proof(proof)
         if facts.num_deltas == known:
             return []
-        others = sorted(
-            p.peer_id
-            for p in self._membership.present()
-            if p.peer_id not in {from_peer, delta.header.origin}
-        )
-        told = self._rng.sample(others, min(len(others), FORWARD if from_peer else FANOUT))
-        return [
-            StoreDelta(delta, own=not from_peer),
-            *self.sync.announce(told, delta.header.round, delta.fact),
-        ]
+        header, crowd = delta.header, self._membership.is_crowd
+        self._membership.vouch(header.origin, header.round)
+        self.sync.spread.added(header.round, header.origin, TOLD_IN_CROWD if crowd else TOLD)
+        effects: list[Effect] = [StoreDelta(delta, own=not from_peer)]
+        if not from_peer and not crowd:  # all are connected: tell them at once
+            for peer in self._membership.present():
+                effects += self.sync.spread.show(peer.peer_id, [header.round])
+        return effects
 
     # --- deltas set aside ----------------------------------------------------------------------
 
@@ -200,30 +208,20 @@ class Intake:
         assert self._progress is not None
         return delta.header.round > self._progress.round + AHEAD
 
-    def _set_aside(self, delta: Delta) -> None:
-        """Keep the newest ones: they say best how far its origin is."""
-        origin = delta.header.origin
-        held = [d for d in self._aside.values() if d.header.origin == origin]
-        if len(held) >= SET_ASIDE:
-            oldest = min(held, key=lambda d: d.header.round)
-            if delta.header.round <= oldest.header.round:
-                return
-            del self._aside[oldest.fact[:NAME_BYTES]]
-        self._aside[delta.fact[:NAME_BYTES]] = delta
-
-    def newest_set_aside(self) -> dict[str, int]:
+    def newest_set_aside(self) -> Mapping[str, int]:
         """The newest round of each origin among the deltas that are set aside."""
-        newest: dict[str, int] = {}
-        for delta in self._aside.values():
-            header = delta.header
-            newest[header.origin] = max(header.round, newest.get(header.origin, 0))
-        return newest
+        return self._aside.newest
+
+    def waiting(self) -> dict[str, int]:
+        """How much is kept because of others, by kind; each is bounded."""
+        return {"set_aside": len(self._aside), "asked": len(self.sync.asked)}
 
     def admit(self) -> list[Effect]:
         """Believe the deltas that are no longer too far ahead."""
+        if not self._aside:
+            return []
+        assert self._progress is not None
         effects: list[Effect] = []
-        for name, delta in list(self._aside.items()):
-            if not self._is_too_far_ahead(delta):
-                del self._aside[name]
-                effects += self.delta(delta, from_peer=delta.header.origin)
+        for delta in self._aside.take(self._progress.round + AHEAD):
+            effects += self.delta(delta, from_peer=delta.header.origin)
         return effects

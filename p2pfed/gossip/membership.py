@@ -1,12 +1,16 @@
 """Who is there: alive, suspect, away, left, revoked.
 
 *Left is not failed*: a peer that said goodbye is neither waited for nor dialled; a peer that fell
-silent is suspect after `suspect_after` seconds, away after `away_after`, and dialled for ever.
-Invariant: any message of a member makes it alive again; only the roster makes it a member or
-revokes it. Beats are answered by Acks, which give the round-trip time.
+silent is suspect after `suspect_after` seconds, away after `away_after`, and dialled for ever. Up
+to `full_mesh` members each one watches all others. In a larger network (`is_crowd`) a node watches
+its neighbours and believes what is claimed of the others (`claims`): a member of whom silence is
+claimed is suspect, and away if it does not speak up in time.
 
-Source: suspicion before verdict as in SWIM (Das, Gupta, Motivala 2002, section 4.2). Every member
-is watched directly here; indirect probes and local health belong to a later, larger membership.
+Invariants: any message of a member makes it alive again; only the roster makes it a member or
+revokes it; time costs nothing where nothing is due. `version` grows whenever anybody's presence,
+run or willingness changes.
+
+Source: suspicion before verdict as in SWIM (Das, Gupta, Motivala 2002, section 4.2).
 """
 
 from __future__ import annotations
@@ -14,6 +18,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from p2pfed.gossip.asked import PATIENCE
+from p2pfed.gossip.claims import Claim, Kind
 from p2pfed.identity.roster import Roster
 from p2pfed.wire.messages import Beat
 
@@ -33,11 +39,42 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Liveness:
-    """How long silence may last, seconds."""
+    """How often a node speaks, how long silence may last, with how many it talks; seconds.
 
-    beat_interval: float = 1.0  # 100 bytes a second and peer
+    Attributes:
+        beat_interval: Between beats to all that are connected; in a crowd, only if they say
+            anything new.
+        suspect_after: Silence until a peer is suspect.
+        away_after: Silence until it is away.
+        gossip_interval: Between two contacts with random neighbours.
+        brisk_interval: Between two contacts while deltas of a young round are new.
+        digest_interval: Between digests of all rounds; else the newest rounds are shown.
+        address_interval: Between two messages of news about addresses.
+        patience: Until a fact is asked of somebody else; longer for runs with large deltas.
+        introduce_interval: Between beats that say nothing new; others are pings.
+        full_mesh: Up to so many members everybody is connected to everybody.
+        neighbours: How many a node chooses to be connected to in a crowd.
+        crowded: With more neighbours than this it asks some to choose others.
+        quiet_after: In a crowd, a neighbour silent for so long is sent a beat.
+        scout_interval: In a crowd, between two attempts to reach a member that is absent.
+        compare_interval: In a crowd, between two comparisons of what was heard of the others.
+    """
+
+    beat_interval: float = 1.0  # 200 bytes a second and peer
     suspect_after: float = 4.0  # four missed beats
     away_after: float = 10.0  # measured: a busy two-core node stalls up to 3 s
+    gossip_interval: float = 1.0
+    brisk_interval: float = 0.25
+    digest_interval: float = 5.0
+    address_interval: float = 10.0
+    patience: float = PATIENCE
+    introduce_interval: float = 10.0
+    full_mesh: int = 32
+    neighbours: int = 8
+    crowded: int = 32
+    quiet_after: float = 20.0
+    scout_interval: float = 10.0
+    compare_interval: float = 30.0
 
 
 @dataclass(slots=True)
@@ -48,7 +85,12 @@ class Peer:
     name: str
     state: State = State.UNKNOWN
     connected: bool = False
+    watched: bool = False  # in a crowd: heard by ourselves, so the verdict is ours
+    parting: bool = False  # the connection will end, and that means nothing
     last_heard: float = float("-inf")
+    doubted_at: float = float("-inf")
+    vouched: int = -1  # newest round of which a delta came while it was not known to be there
+    claim: Claim | None = None
     rtt: float | None = None
     beat: Beat | None = None
     addresses: tuple[str, ...] = ()
@@ -57,67 +99,189 @@ class Peer:
     @property
     def is_present(self) -> bool:
         """Whether others may still wait for it."""
-        return self.state in {State.ALIVE, State.SUSPECT}
+        return self.state is State.ALIVE or self.state is State.SUSPECT  # enums hash slowly
 
 
 class Membership:
-    """The table of peers; every method returns the peers whose state changed."""
+    """The table of peers; every method returns the peers whose state changed.
+
+    Attributes:
+        own_id: This node.
+        peers: By peer id, everyone who is or was a member.
+        version: Grows with every change that matters to who is waited for.
+        is_crowd: Whether there are too many members for everybody to be connected to everybody.
+    """
 
     def __init__(self, own_id: str, liveness: Liveness) -> None:
-        self._own_id = own_id
-        self._liveness = liveness
+        self.own_id = own_id
+        self.liveness = liveness
         self.peers: dict[str, Peer] = {}
+        self.version = 0
+        self.is_crowd = False
+        self._linked: dict[str, Peer] = {}
+        self._timed: dict[str, Peer] = {}  # alive or suspect, and to be judged by time
+        self._next_verdict = float("inf")
 
     def adopt(self, roster: Roster) -> list[Peer]:
         """Bring the table in line with a roster."""
         changed = []
         for member in roster.members:
-            if member.peer_id == self._own_id:
+            if member.peer_id == self.own_id:
                 continue
             peer = self.peers.setdefault(member.peer_id, Peer(member.peer_id, member.name))
             peer.name = member.name
             if peer.state is State.REVOKED:
-                peer.state = State.UNKNOWN
+                self._turn(peer, State.UNKNOWN)
                 changed.append(peer)
         members = {m.peer_id for m in roster.members}
         for peer in self.peers.values():
             if peer.peer_id not in members and peer.state is not State.REVOKED:
-                peer.state = State.REVOKED
+                self._turn(peer, State.REVOKED)
                 changed.append(peer)
+        self.is_crowd = len(members) > self.liveness.full_mesh
+        self.version += 1
+        self._retime()
         return changed
 
     def get(self, peer_id: str) -> Peer | None:
         """The peer with this id, if it is or was a member."""
         return self.peers.get(peer_id)
 
+    # --- what is heard ---------------------------------------------------------------------------
+
+    def link(self, peer: Peer) -> None:
+        """A connection to a peer is up."""
+        peer.connected = True
+        self._linked[peer.peer_id] = peer
+        self.version += 1
+
+    def unlink(self, peer: Peer, now: float) -> None:
+        """The connection to a peer is gone; in a crowd its silence begins now."""
+        peer.connected = False
+        peer.sent_at.clear()
+        self._linked.pop(peer.peer_id, None)
+        self.version += 1
+        if peer.parting:
+            peer.watched = peer.parting = False
+            self._time(peer)
+        if self.is_crowd and peer.watched:
+            peer.last_heard = now
+            self._next_verdict = min(self._next_verdict, now)
+
+    def beat(self, peer: Peer, beat: Beat) -> None:
+        """Take in a peer's beat."""
+        held = peer.beat
+        if held is None or (held.run_id, held.contributes) != (beat.run_id, beat.contributes):
+            self.version += 1
+        peer.beat = beat
+
     def heard(self, peer: Peer, now: float) -> bool:
         """A member spoke; returns whether that changed its state."""
         peer.last_heard = now
-        if peer.state in {State.ALIVE, State.REVOKED}:
+        if peer.state is State.REVOKED:
             return False
-        peer.state = State.ALIVE
+        was_watched = peer.watched
+        peer.watched = was_watched or peer.connected  # a frame may come after the hanging up
+        if peer.state is State.ALIVE:
+            if not was_watched:
+                self._time(peer)
+            return False
+        self._turn(peer, State.ALIVE, now)
         return True
+
+    def hears(self, peer: Peer) -> bool:
+        """Whether we need nobody's word that this peer is there."""
+        return peer.connected and peer.watched and peer.state is State.ALIVE
 
     def left(self, peer: Peer) -> bool:
         """A member said goodbye; returns whether that changed its state."""
         if peer.state in {State.LEFT, State.REVOKED}:
             return False
-        peer.state = State.LEFT
+        peer.watched = False
+        self._turn(peer, State.LEFT)
         return True
+
+    def claimed(self, peer: Peer, claim: Claim, now: float) -> bool:
+        """Something new is claimed of a member that we do not hear ourselves."""
+        peer.claim, before = claim, peer.state
+        self.version += 1
+        if before is State.REVOKED or self.hears(peer):
+            return False
+        if claim.kind is Kind.SILENT:
+            state = State.SUSPECT if peer.is_present else before
+            state = State.AWAY if before is State.UNKNOWN else state
+        else:
+            state = State.LEFT if claim.kind is Kind.LEFT else State.ALIVE
+            peer.watched = False  # somebody else hears it
+        self._turn(peer, state, now)
+        return state is not before
+
+    def vouch(self, peer_id: str, round_: int) -> None:
+        """A delta of a member arrived: that it is there needs nobody's word in this round."""
+        peer = self.peers.get(peer_id)
+        if peer is not None and not peer.connected and round_ > peer.vouched:
+            peer.vouched = round_
+            if self.is_crowd and peer.state is not State.ALIVE:
+                self.version += 1
+
+    # --- time ------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> list[Peer]:
         """Let time pass: silent peers become suspect, then away."""
+        if now < self._next_verdict:
+            return []
         changed = []
-        for peer in self.peers.values():
-            silence = now - peer.last_heard
-            if peer.state is State.ALIVE and silence > self._liveness.suspect_after:
-                peer.state = State.SUSPECT
-                changed.append(peer)
-            if peer.state is State.SUSPECT and silence > self._liveness.away_after:
-                peer.state = State.AWAY
-                changed.append(peer)
+        for peer in list(self._timed.values()):
+            for before, after in ((State.ALIVE, State.SUSPECT), (State.SUSPECT, State.AWAY)):
+                if peer.state is before and now > self._verdict_at(peer):
+                    self._turn(peer, after, now)
+                    changed.append(peer)
+        self._next_verdict = min(map(self._verdict_at, self._timed.values()), default=float("inf"))
         return changed
+
+    def _verdict_at(self, peer: Peer) -> float:
+        """When silence is long enough for the next verdict."""
+        live = self.liveness
+        if not self.is_crowd:
+            alive = peer.state is State.ALIVE
+            return peer.last_heard + (live.suspect_after if alive else live.away_after)
+        if peer.state is State.SUSPECT:
+            return peer.doubted_at + live.away_after - live.suspect_after
+        return peer.last_heard + live.suspect_after + (live.quiet_after if peer.connected else 0.0)
+
+    def _turn(self, peer: Peer, state: State, now: float = 0.0) -> None:
+        if state is State.SUSPECT and peer.state is not State.SUSPECT:
+            peer.doubted_at = now
+        if state is State.AWAY:
+            peer.watched = False
+        peer.state = state
+        self.version += 1
+        self._time(peer)
+
+    def _time(self, peer: Peer) -> None:
+        """Judge a peer by time from now on, or no more: of one alive by claim others are judges."""
+        by_others = self.is_crowd and peer.state is State.ALIVE and not peer.watched
+        if peer.is_present and not by_others:
+            self._timed[peer.peer_id] = peer
+            self._next_verdict = min(self._next_verdict, self._verdict_at(peer))
+        else:
+            self._timed.pop(peer.peer_id, None)
+
+    def _retime(self) -> None:
+        for peer in self.peers.values():
+            self._time(peer)
+
+    # --- asking ----------------------------------------------------------------------------------
+
+    def linked(self) -> list[Peer]:
+        """Peers that are connected."""
+        return list(self._linked.values())
 
     def present(self) -> list[Peer]:
         """Peers that are alive or suspect, and connected."""
-        return [p for p in self.peers.values() if p.connected and p.is_present]
+        return [p for p in self._linked.values() if p.is_present]
+
+    def rounds(self, run_id: bytes) -> dict[str, int]:
+        """In which round of a run present peers say they are, by peer id."""
+        beats = [(p.peer_id, p.beat) for p in self.present() if p.beat is not None]
+        return {peer: beat.round for peer, beat in beats if beat.run_id == run_id}

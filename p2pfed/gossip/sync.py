@@ -1,12 +1,12 @@
 """Anti-entropy: find out in which facts two peers differ, and ask for what is missing only.
 
 A peer shows digests of ranges of rounds (`Digest`); where they differ the other shows the parts,
-down to one round, whose names it lists (`Have`); who lacks a name asks for it (`Want`) and gets the
-fact (`Facts`). A new delta is announced by name at once. Rosters and proofs ("documents") are
-listed by name likewise.
+down to one round, whose seats it shows (`spread`). Rosters and proofs ("documents") are listed by
+name (`Have`); who lacks a name asks for it (`Want`) and gets the fact (`Facts`). So are the deltas
+of a round that seats cannot tell apart.
 
-Invariants: a payload travels only as an answer to a `Want`; a fact is asked of one peer at a time
-(again after `PATIENCE` seconds); answering costs no more than the question lists.
+Invariants: a payload travels only as an answer to a question; a fact is asked of one peer at a time
+(`asked`); answering costs no more than the question lists.
 
 Source: push-pull anti-entropy (Demers et al. 1987, section 1.3), with range digests in place of
 checksums of the whole.
@@ -15,17 +15,23 @@ checksums of the whole.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
+from p2pfed.gossip.asked import MAX_WANTED, PATIENCE, Asked, Key
+from p2pfed.gossip.digests import EMPTY
 from p2pfed.gossip.events import Effect, Send, SendStored
 from p2pfed.gossip.facts import RunFacts
+from p2pfed.gossip.seating import Seating
+from p2pfed.gossip.spread import Spread
 from p2pfed.identity.book import RosterBook
 from p2pfed.identity.signing import fact_hash
 from p2pfed.wire.codec import pack
+from p2pfed.wire.delta import SignedHeader
 from p2pfed.wire.messages import (
     DOCUMENTS,
     HASH_BYTES,
     NAME_BYTES,
+    Beat,
     Digest,
     Have,
     Message,
@@ -33,19 +39,22 @@ from p2pfed.wire.messages import (
     Want,
     encode_message,
 )
+from p2pfed.wire.payload import max_payload_bytes
 
 __all__ = ["NO_RUN", "Sync"]
 
-PATIENCE = (
-    5.0  # seconds until a fact is asked of somebody else; a 16 MiB frame takes 1.3 s at 100 Mbit/s
-)
 NO_RUN = bytes(32)  # documents belong to the network, not to a run
-MAX_WANTED = 1024
+LISTED_BEYOND = 64  # rounds after the other side's last one that are shown at once
 
 
 def _split(names: bytes) -> list[bytes]:
     distinct = dict.fromkeys(names[i : i + NAME_BYTES] for i in range(0, len(names), NAME_BYTES))
     return list(distinct)
+
+
+def _half(documents: dict[bytes, tuple[str, bytes]], kind: str) -> bytes:
+    names = b"".join(sorted(name for name, (of, _) in documents.items() if of == kind))
+    return hashlib.blake2b(names, digest_size=HASH_BYTES // 2).digest()
 
 
 def _send(peer: str, message: Message) -> Send:
@@ -57,37 +66,70 @@ class Sync:
 
     Args:
         book: The believed rosters.
-        is_set_aside: Whether a delta of this name is held back because it is too far ahead.
+        is_set_aside: Whether a delta of this name, or of this (round, origin), is held back because
+            it is too far ahead.
+        patience: Seconds until a small fact is asked of somebody else.
     """
 
-    def __init__(self, book: RosterBook, is_set_aside: Callable[[bytes], bool]) -> None:
+    def __init__(
+        self,
+        book: RosterBook,
+        is_set_aside: Callable[[Key], bool],
+        *,
+        patience: float = PATIENCE,
+    ) -> None:
         self._book = book
         self._is_set_aside = is_set_aside
         self._facts: RunFacts | None = None
-        self._asked: dict[bytes, tuple[float, str]] = {}  # name -> (until when, of whom)
+        self._documents_at: object = None
+        self._documents_held: dict[bytes, tuple[str, bytes]] = {}
+        self._documents_digest = b""
+        self.asked = Asked(patience)
+        self.seating = Seating(book)
+        self.spread = Spread(
+            self.seating, self.asked, lambda round_, origin: is_set_aside((round_, origin))
+        )
 
     def take_run(self, facts: RunFacts) -> None:
         """From now on the deltas of this run are kept in step as well."""
         self._facts = facts
+        run = facts.run
+        self.asked.most_bytes = max_payload_bytes(
+            run.num_parameters, run.max_released, run.encoding.values
+        )
+        self.spread.take_run(facts)
 
     # --- documents -----------------------------------------------------------------------------
 
     def _documents(self) -> dict[bytes, tuple[str, bytes]]:
-        """Name -> (kind, bytes) of all rosters and proofs.
+        """Name -> (kind, bytes) of all rosters and proofs; kept until there is one more.
 
         A proof is named by what it proves, so that two peers with two proofs of it are in step.
         """
+        proofs = self._facts.proofs if self._facts is not None else ()
+        at = (self._book.hashes, proofs)
+        if at == self._documents_at:
+            return self._documents_held
         found = {h[:NAME_BYTES]: ("roster", self._book.signed(h) or b"") for h in self._book.hashes}
-        for proof in self._facts.proofs if self._facts is not None else ():
+        for proof in proofs:
             header = proof.first.header
             proven = pack(header.run_id, header.origin, header.round)
             found[fact_hash(proven)[:NAME_BYTES]] = ("proof", proof.encode())
+        self._documents_digest = b"".join(_half(found, kind) for kind in ("roster", "proof"))
+        self._documents_at, self._documents_held = at, found
         return found
 
     def documents_digest(self) -> bytes:
-        """Digest of the names of all rosters and proofs; equal means in step."""
-        names = b"".join(sorted(self._documents()))
-        return hashlib.blake2b(names, digest_size=HASH_BYTES).digest()
+        """Digest of the names of all rosters (first half) and of the run's proofs (second half)."""
+        self._documents()
+        return self._documents_digest
+
+    def documents_agree(self, beat: Beat) -> bool:
+        """Whether a peer holds the same documents; in another run, the same rosters."""
+        mine = self.documents_digest()
+        same_run = beat.run_id == (self._facts.run.run_id if self._facts is not None else b"")
+        compared = HASH_BYTES if same_run else HASH_BYTES // 2
+        return beat.documents[:compared] == mine[:compared]
 
     def list_documents(self, peer: str) -> Effect:
         """Tell a peer the names of all our documents."""
@@ -104,13 +146,6 @@ class Sync:
         end = 0 if self._facts.adopted_round else max(1, tree.end)
         return [_send(peer, Digest(self._facts.run.run_id, end, tree.cover()))]
 
-    def announce(self, peers: Iterable[str], round_: int, fact: bytes) -> list[Effect]:
-        """Tell peers that we hold a new delta."""
-        if self._facts is None:
-            return []
-        have = Have(self._facts.run.run_id, round_, False, fact[:NAME_BYTES])
-        return [_send(peer, have) for peer in peers]
-
     def on_digest(self, peer: str, digest: Digest) -> list[Effect]:
         """Compare a peer's digests with ours; answer where they differ."""
         facts = self._facts
@@ -118,29 +153,24 @@ class Sync:
             return []
         effects: list[Effect] = []
         finer: list[Range] = []
+        rounds: list[int] = []
         agreed = 0  # the rounds [0, agreed) are the same on both sides
         for theirs in digest.ranges:
             if facts.tree.digest(theirs.start, theirs.length) == theirs.digest:
                 agreed = theirs.start + theirs.length if theirs.start == agreed else agreed
                 continue
             if theirs.length == 1:
-                effects.append(self._list_round(peer, theirs.start, full=True))
+                rounds.append(theirs.start)
             else:
                 finer += facts.tree.parts(theirs.start, theirs.length)
         if digest.end:  # they hold nothing from here on
-            beyond = range(digest.end, facts.tree.end)
-            effects += [self._list_round(peer, r, full=True) for r in beyond[:64]]
-            if agreed >= facts.adopted_round:
-                facts.archive_complete()
+            beyond = range(digest.end, facts.tree.end)[:LISTED_BEYOND]
+            rounds += [r for r in beyond if facts.tree.digest(r, 1) != EMPTY]
+            facts.confirmed(peer, agreed)
         for start in range(0, len(finer), 256):
             ranges = tuple(finer[start : start + 256])
             effects.append(_send(peer, Digest(facts.run.run_id, 0, ranges)))
-        return effects
-
-    def _list_round(self, peer: str, round_: int, *, full: bool) -> Effect:
-        assert self._facts is not None
-        names = b"".join(sorted(f[:NAME_BYTES] for f in self._facts.tree.facts(round_)))
-        return _send(peer, Have(self._facts.run.run_id, round_, full, names))
+        return effects + self.spread.show(peer, sorted(set(rounds)))
 
     # --- names and facts -----------------------------------------------------------------------
 
@@ -156,11 +186,10 @@ class Sync:
             return []
         theirs = _split(have.names)
         effects: list[Effect] = []
-        room = MAX_WANTED - sum(of == peer for _, of in self._asked.values())
         missing = [n for n in theirs if n not in held and self._may_ask(n, peer, now)]
-        wanted = missing[: max(0, room)]
+        wanted = missing[: self.asked.room(peer)]
         if wanted:
-            self._asked.update(dict.fromkeys(wanted, (now + PATIENCE, peer)))
+            self.asked.ask(wanted, peer, now)
             effects.append(_send(peer, Want(run_id, b"".join(wanted))))
         extra = sorted(held - set(theirs)) if have.full else []
         if extra:
@@ -170,10 +199,7 @@ class Sync:
     def _may_ask(self, name: bytes, peer: str, now: float) -> bool:
         if self._facts is not None and self._facts.named(name) is not None:
             return False  # held, but out of the set: its origin is proven to equivocate
-        until, of = self._asked.get(name, (now, ""))
-        if of == peer:
-            until += PATIENCE  # it had its turn; somebody else may have it now
-        return until <= now and not self._is_set_aside(name)
+        return self.asked.may_ask(name, peer, now) and not self._is_set_aside(name)
 
     def on_want(self, peer: str, want: Want) -> list[Effect]:
         """Answer with the facts that we hold."""
@@ -192,10 +218,7 @@ class Sync:
             return []
         return [SendStored(peer, tuple(deltas), tuple(rosters), tuple(proofs))]
 
-    def arrived(self, name: bytes) -> None:
-        """A fact is here; nobody needs to be asked for it."""
-        self._asked.pop(name, None)
-
-    def forget_stale(self, now: float) -> None:
-        """Drop questions that were never answered, so that the table stays bounded."""
-        self._asked = {n: asked for n, asked in self._asked.items() if asked[0] + PATIENCE > now}
+    def arrived(self, delta: SignedHeader) -> None:
+        """A delta is here; nobody needs to be asked for it."""
+        self.asked.arrived(delta.fact[:NAME_BYTES])
+        self.asked.arrived((delta.header.round, delta.header.origin))

@@ -6,7 +6,8 @@ name on the wire is the first 16 bytes of the fact's BLAKE2b-256.
 
 What the messages mean is told where they are handled: `gossip/membership.py` (Beat, Ack, Leave,
 Addresses), `gossip/sync.py` (Digest, Have, Want, Facts), `gossip/joining.py` (AskCheckpoints,
-Checkpoints).
+Checkpoints), `gossip/witness.py` (AskWitness, Witness). Those of `wire/spreading.py` are told by
+seats instead of names; those of `wire/meetings.py` belong to pairwise mode.
 """
 
 from __future__ import annotations
@@ -16,6 +17,18 @@ from dataclasses import dataclass, field
 
 from p2pfed.errors import RemoteProtocolError
 from p2pfed.wire.codec import MAX_FRAME, Items, pack, unpack
+from p2pfed.wire.delta import MAX_HEADER
+from p2pfed.wire.meetings import MEETING_READERS, MeetingMessage, meeting_items
+from p2pfed.wire.spreading import (
+    READERS,
+    Claims,
+    Crowded,
+    Held,
+    Ping,
+    SpreadingMessage,
+    Wanted,
+    encode_spreading,
+)
 
 __all__ = [
     "DOCUMENTS",
@@ -23,6 +36,7 @@ __all__ = [
     "Ack",
     "Addresses",
     "AskCheckpoints",
+    "AskWitness",
     "Beat",
     "CheckpointOffer",
     "Checkpoints",
@@ -33,6 +47,7 @@ __all__ = [
     "Message",
     "Range",
     "Want",
+    "Witness",
     "decode_message",
     "encode_message",
 ]
@@ -43,6 +58,7 @@ MAX_NAMES = 4096
 MAX_RANGES = 512
 MAX_ADDRESSES = 16
 MAX_ROUND = 1 << 31
+MAX_WITNESSED = 256  # runs that a member took part in
 DOCUMENTS = -1  # the "round" under which rosters and proofs are listed
 
 
@@ -184,8 +200,37 @@ class Checkpoints:
     offers: tuple[CheckpointOffer, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class AskWitness:
+    """Which headers that I signed do you hold?"""
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """The newest headers that you signed, as far as I hold them.
+
+    Attributes:
+        headers: (header bytes, signature): the newest one of each run; none, if none is known.
+    """
+
+    headers: tuple[tuple[bytes, bytes], ...] = field(repr=False)
+
+
 Message = (
-    Beat | Ack | Leave | Addresses | Digest | Have | Want | Facts | AskCheckpoints | Checkpoints
+    Beat
+    | Ack
+    | Leave
+    | Addresses
+    | Digest
+    | Have
+    | Want
+    | Facts
+    | AskCheckpoints
+    | Checkpoints
+    | AskWitness
+    | Witness
+    | SpreadingMessage
+    | MeetingMessage
 )
 
 
@@ -237,6 +282,14 @@ def _encode(message: Message) -> bytes:  # noqa: C901, PLR0911 - one case per me
         case Checkpoints():
             offers = tuple((o.round, o.chain, o.digest, o.size) for o in message.offers)
             return pack("checkpoints", message.run_id, offers)
+        case Held() | Wanted() | Claims() | Crowded() | Ping():
+            return encode_spreading(message)
+        case AskWitness():
+            return pack("ask-witness")
+        case Witness():
+            return pack("witness", message.headers)
+        case _:
+            return pack(*meeting_items(message))
 
 
 def _kinds(facts: Facts) -> tuple[tuple[bytes, ...], ...]:
@@ -315,7 +368,12 @@ def _read_offer(items: Items) -> CheckpointOffer:
     )
 
 
+def _read_signed(items: Items) -> tuple[bytes, bytes]:
+    return items.raw(longest=MAX_HEADER), items.raw(64)
+
+
 _READERS: dict[str, Callable[[Items], Message]] = {
+    **READERS,
     "beat": _read_beat,
     "ack": lambda items: Ack(items.integer()),
     "leave": lambda _: Leave(),
@@ -326,4 +384,7 @@ _READERS: dict[str, Callable[[Items], Message]] = {
     "facts": _read_facts,
     "ask-checkpoints": lambda items: AskCheckpoints(items.raw(32)),
     "checkpoints": lambda items: Checkpoints(items.raw(32), items.many(_read_offer, 64)),
+    "ask-witness": lambda _: AskWitness(),
+    "witness": lambda items: Witness(items.many(_read_signed, MAX_WITNESSED)),
+    **MEETING_READERS,
 }

@@ -1,0 +1,167 @@
+"""The messages that spread deltas and presence by seat instead of by name.
+
+A *seat* is a member's place in the sorted peer ids of one roster version; both sides hold that
+roster, so a set of members is a bit field (`wire/seats.py`) and a whole round of a thousand
+hospitals is told in at most 128 bytes. Runs and rosters go by the first 8 bytes of their hashes: a
+mix-up costs a question in vain, never a wrong belief, for what arrives is checked by itself.
+
+What they mean is told in `gossip/spread.py` (Held, Wanted), `gossip/rumours.py` (Claims),
+`gossip/neighbours.py` (Crowded) and `gossip/heartbeat.py` (Ping).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from p2pfed.wire.codec import Items, pack
+
+__all__ = [
+    "MAX_PORTIONS",
+    "PREFIX_BYTES",
+    "READERS",
+    "Claims",
+    "Crowded",
+    "Held",
+    "Ping",
+    "Portion",
+    "SpreadingMessage",
+    "Wanted",
+    "encode_spreading",
+]
+
+PREFIX_BYTES = 8
+MAX_PORTIONS = 64
+MAX_SEAT_BYTES = 129  # a kind and 1024 seats
+MAX_CLAIMS_BYTES = 1 << 14  # 1024 records of at most 12 bytes
+MAX_ROUND = 1 << 31
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """Seats of one round.
+
+    Attributes:
+        round: The round.
+        seats: Encoded bit field of seats.
+        digest: First 8 bytes of the round's digest; empty in a `Wanted` and in an answer.
+    """
+
+    round: int
+    seats: bytes
+    digest: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Whose deltas I hold of some rounds; answered by what the other side lacks, and holds more.
+
+    Attributes:
+        run: First 8 bytes of the run id.
+        roster: First 8 bytes of the hash of the roster that gives the seats.
+        is_answer: These are the ones that you lack; say nothing but what you want of them.
+        portions: One for each round.
+    """
+
+    run: bytes
+    roster: bytes
+    is_answer: bool
+    portions: tuple[Portion, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Send me the deltas of these seats."""
+
+    run: bytes
+    roster: bytes
+    portions: tuple[Portion, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What is said about members' presence.
+
+    Attributes:
+        roster: First 8 bytes of the hash of the roster that gives the seats.
+        digest: First 8 bytes of the digest of all that I have heard; empty: do not compare.
+        groups: (first 8 bytes of a run id or nothing, packed records: seat gap and stamp).
+    """
+
+    roster: bytes
+    digest: bytes
+    groups: tuple[tuple[bytes, bytes], ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Crowded:
+    """I have neighbours enough: keep a connection to somebody else, please."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """A beat that says nothing new; answered by `Ack` like one."""
+
+    sequence: int
+
+
+SpreadingMessage = Held | Wanted | Claims | Crowded | Ping
+
+
+def encode_spreading(message: SpreadingMessage) -> bytes:
+    """Encode one of these messages."""
+    match message:
+        case Held():
+            portions = tuple((p.round, p.seats, p.digest) for p in message.portions)
+            return pack("held", message.run, message.roster, message.is_answer, portions)
+        case Wanted():
+            wanted = tuple((p.round, p.seats) for p in message.portions)
+            return pack("wanted", message.run, message.roster, wanted)
+        case Claims():
+            return pack("claims", message.roster, message.digest, message.groups)
+        case Crowded():
+            return pack("crowded")
+        case Ping():
+            return pack("ping", message.sequence)
+
+
+def _read_seats(items: Items) -> Portion:
+    return Portion(items.integer(0, MAX_ROUND), items.raw(longest=MAX_SEAT_BYTES))
+
+
+def _read_portion(items: Items) -> Portion:
+    bare = _read_seats(items)
+    return Portion(bare.round, bare.seats, items.raw(0, PREFIX_BYTES))
+
+
+def _read_held(items: Items) -> Held:
+    return Held(
+        items.raw(PREFIX_BYTES),
+        items.raw(PREFIX_BYTES),
+        items.flag(),
+        items.many(_read_portion, MAX_PORTIONS),
+    )
+
+
+def _read_wanted(items: Items) -> Wanted:
+    return Wanted(
+        items.raw(PREFIX_BYTES), items.raw(PREFIX_BYTES), items.many(_read_seats, MAX_PORTIONS)
+    )
+
+
+def _read_claims(items: Items) -> Claims:
+    def group(item: Items) -> tuple[bytes, bytes]:
+        return item.raw(0, PREFIX_BYTES), item.raw(longest=MAX_CLAIMS_BYTES)
+
+    return Claims(
+        items.raw(PREFIX_BYTES), items.raw(0, PREFIX_BYTES), items.many(group, MAX_PORTIONS)
+    )
+
+
+READERS: dict[str, Callable[[Items], SpreadingMessage]] = {
+    "held": _read_held,
+    "wanted": _read_wanted,
+    "claims": _read_claims,
+    "crowded": lambda _: Crowded(),
+    "ping": lambda items: Ping(items.integer()),
+}
