@@ -148,6 +148,10 @@ class FakeBackend:
         self.asked.append(("share", on))
         return {"sharing": on}
 
+    async def block(self, peer: str, on: bool) -> dict[str, Any]:
+        self.asked.append(("block", (peer, on)))
+        return {"peer_id": peer, "blocked": on}
+
     async def accept_run(self, signed: bytes, genesis: Path | None) -> dict[str, Any]:
         self.asked.append(("run", (signed, genesis)))
         return {"accepted": True}

@@ -172,6 +172,8 @@ class Node:
         """All that a refused action must leave as it is."""
         status = self.operator.status()
         del status["uptime_s"]
+        if status["run"] and status["run"]["archive"]:
+            del status["run"]["archive"]["free_bytes"]  # others write to this disk too
         rows = self.store._db.execute("SELECT * FROM remembered ORDER BY key").fetchall()
         files = sorted(
             (str(p.relative_to(self.folder)), p.read_bytes().hex())

@@ -195,6 +195,8 @@ async def test_actions_reach_the_backend_with_exact_bytes(served, backend):
         ("/v1/share", b"{"),
         ("/v1/share", b"\xff\xfe"),
         ("/v1/share", b"[" * 100_000),
+        ("/v1/block", b'{"peer": "Oslo"}'),
+        ("/v1/block", b'{"peer": 3, "on": true}'),
         ("/v1/runs", b"{}"),
         ("/v1/runs", b'{"signed": 7}'),
         ("/v1/runs", b'{"signed": "\\ud800"}'),

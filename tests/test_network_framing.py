@@ -1,4 +1,4 @@
-"""Framing, negotiation and blobs over streams in memory: the parts without a socket."""
+"""Framing and negotiation over streams in memory: the parts without a socket."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pfed.errors import PeerError, PeerUnreachable, RemoteProtocolError
-from p2pfed.network import blob, framing, multistream
+from p2pfed.network import framing, multistream
 
 LIMIT = 4096
 
@@ -168,82 +168,3 @@ async def test_an_opener_refuses_an_answer_that_is_not_its_proposal():
         await multistream.propose(
             Tape(line("/multistream/1.0.0") + line("/plaintext/2.0.0")), "/noise", stall=1.0
         )
-
-
-# -- blobs -------------------------------------------------------------------------------------
-
-BODY = bytes(range(256)) * 40
-DIGEST = hashlib.blake2b(BODY, digest_size=32).digest()
-
-
-def answer(body: bytes, total: int | None = None) -> Tape:
-    return Tape(struct.pack("!Q", len(body) if total is None else total) + body)
-
-
-async def receive(tape: Tape, destination, max_bytes: int = 1 << 20) -> None:
-    await blob.receive_blob(tape, DIGEST, destination, max_bytes=max_bytes, stall=1.0)
-
-
-async def test_a_blob_arrives_whole_and_leaves_no_partial_file(tmp_path):
-    await receive(answer(BODY), tmp_path / "genesis")
-    assert (tmp_path / "genesis").read_bytes() == BODY
-    assert [path.name for path in tmp_path.iterdir()] == ["genesis"]
-
-
-async def test_a_cut_blob_is_resumed_where_it_ended(tmp_path):
-    with pytest.raises(PeerUnreachable, match="cut off"):
-        await receive(answer(BODY[:5000], total=len(BODY)), tmp_path / "genesis")
-    assert not (tmp_path / "genesis").exists()
-    second = answer(BODY[5000:], total=len(BODY))
-    await receive(second, tmp_path / "genesis")
-    assert bytes(second.written[-8:]) == struct.pack("!Q", 5000)
-    assert (tmp_path / "genesis").read_bytes() == BODY
-
-
-async def test_a_blob_with_other_content_is_refused_and_forgotten(tmp_path):
-    with pytest.raises(RemoteProtocolError, match="not the one"):
-        await receive(answer(BODY[:-1] + b"!"), tmp_path / "genesis")
-    assert list(tmp_path.iterdir()) == []
-
-
-async def test_wrong_bytes_of_an_earlier_fetch_are_dropped_without_blaming_the_next_peer(tmp_path):
-    with pytest.raises(PeerUnreachable):
-        await receive(answer(b"wrong", total=len(BODY)), tmp_path / "genesis")
-    with pytest.raises(PeerUnreachable, match="afresh"):
-        await receive(answer(BODY[5:], total=len(BODY)), tmp_path / "genesis")
-    assert list(tmp_path.iterdir()) == []
-
-
-async def test_a_partial_file_longer_than_the_blob_is_dropped(tmp_path):
-    with pytest.raises(PeerUnreachable):
-        await receive(answer(BODY * 2, total=len(BODY) * 3), tmp_path / "genesis")
-    with pytest.raises(PeerUnreachable, match="afresh"):
-        await receive(answer(b"", total=len(BODY)), tmp_path / "genesis")
-    assert list(tmp_path.iterdir()) == []
-
-
-async def test_a_blob_over_the_limit_is_refused_before_a_byte_is_kept(tmp_path):
-    with pytest.raises(RemoteProtocolError, match="limit"):
-        await receive(answer(BODY), tmp_path / "genesis", max_bytes=100)
-    assert list(tmp_path.iterdir()) == []
-
-
-async def test_a_failed_fetch_leaves_an_older_file_as_it_was(tmp_path):
-    (tmp_path / "genesis").write_bytes(b"older")
-    with pytest.raises(RemoteProtocolError):
-        await receive(answer(b"x" * len(BODY)), tmp_path / "genesis")
-    assert (tmp_path / "genesis").read_bytes() == b"older"
-
-
-async def test_a_blob_is_served_from_the_asked_offset(tmp_path):
-    (tmp_path / "held").write_bytes(BODY)
-    tape = Tape(b"PFB1" + DIGEST + struct.pack("!Q", 9000))
-    await blob.serve_blob(tape, {DIGEST: tmp_path / "held"}.get, stall=1.0)
-    assert bytes(tape.written) == struct.pack("!Q", len(BODY)) + BODY[9000:]
-
-
-async def test_a_blob_we_do_not_hold_is_said_to_be_absent(tmp_path):
-    tape = Tape(b"PFB1" + DIGEST + bytes(8))
-    await blob.serve_blob(tape, {}.get, stall=1.0)
-    with pytest.raises(PeerUnreachable, match="does not hold"):
-        await receive(Tape(bytes(tape.written)), tmp_path / "genesis")

@@ -165,7 +165,7 @@ async def test_a_stock_host_that_is_a_member_may_open_our_protocols_and_no_other
         assert await a.events.receive() == PeerConnected(IDS["x"])
         peer = ID.from_base58(a.peer_id)
         stream = await host.new_stream(peer, ["/p2pfed/blob/1"])
-        await stream.write(b"PFB1" + bytes(40))
+        await stream.write(b"PFB2" + bytes(41))
         assert await stream.read(8) == b"\xff" * 8
         assert gate.asked_for_blobs == 1
         with pytest.raises(Exception, match="failed to open a stream"):
@@ -252,7 +252,7 @@ async def test_a_stranger_that_sends_more_than_it_may_is_closed_at_once():
 async def test_a_roster_longer_than_the_limit_is_refused_before_it_is_read():
     gate = Gate()
     async with node("a", gate) as a, stranger(a) as secure:
-        head = b"PF01" + struct.pack("!I", 64 * 1024 + 1)
+        head = b"PF01" + struct.pack("!I", Limits().max_roster + 1)
         began = trio.current_time()
         await secure.write(yamux(1, 1, 1) + yamux(0, 0, 1, opening("/p2pfed/roster/1", head)))
         assert await data_until_the_end(secure) == 0

@@ -18,6 +18,7 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.peer.id import ID
 
 from p2pfed.errors import ConfigError, PeerUnreachable, RemoteProtocolError
+from p2pfed.identity.filehash import ChunkList, file_hash
 from p2pfed.network import (
     FrameReceived,
     Limits,
@@ -294,7 +295,7 @@ async def test_a_fetch_from_a_peer_that_is_cut_off_ends_at_once(tmp_path):
     patient = Limits(redial_first=0.05)  # would wait 30 s for a silent peer
     async with pair(right_gate=Gate(files=tmp_path), limits=patient) as (a, b):
         body = os.urandom(64 << 20)
-        digest = hashlib.blake2b(body, digest_size=32).digest()
+        digest = file_hash(body)
         (tmp_path / digest.hex()).write_bytes(body)
 
         async def cut() -> None:
@@ -307,7 +308,7 @@ async def test_a_fetch_from_a_peer_that_is_cut_off_ends_at_once(tmp_path):
             nursery.start_soon(cut)
             with trio.fail_after(15), pytest.raises(PeerUnreachable):
                 await a.fetch(b.peer_id, digest, tmp_path / "got", max_bytes=1 << 30)
-        (kept,) = tmp_path.glob(".got*")
+        (kept,) = tmp_path.glob(".got*.part")
         held = kept.stat().st_size
         assert held >= 1 << 20
         await event(a, PeerDisconnected)
@@ -321,8 +322,10 @@ async def test_a_fetch_from_a_peer_that_is_cut_off_ends_at_once(tmp_path):
 
 async def test_a_file_with_wrong_content_is_refused_and_its_sender_disconnected(tmp_path):
     async with pair(right_gate=Gate(files=tmp_path)) as (a, b):
-        digest = hashlib.blake2b(b"asked", digest_size=32).digest()
+        digest = file_hash(b"asked")
         (tmp_path / digest.hex()).write_bytes(b"given")
+        right = ChunkList(5, digest)
+        b._blobs._lists[digest] = right  # the liar claims the right list
         with pytest.raises(RemoteProtocolError):
             await a.fetch(b.peer_id, digest, tmp_path / "got", max_bytes=1 << 20)
         assert not (tmp_path / "got").exists()
@@ -333,7 +336,7 @@ async def test_a_file_with_wrong_content_is_refused_and_its_sender_disconnected(
 async def test_a_cancelled_fetch_leaves_the_connection_whole(tmp_path):
     async with pair(right_gate=Gate(files=tmp_path)) as (a, b):
         body = os.urandom(32 << 20)
-        digest = hashlib.blake2b(body, digest_size=32).digest()
+        digest = file_hash(body)
         (tmp_path / digest.hex()).write_bytes(body)
         for number in range(10):
             with trio.move_on_after(0.03):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import stat
@@ -14,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from p2pfed.errors import ConfigError, FactRejected, StateInUse
+from p2pfed.identity.filehash import file_hash
+from p2pfed.identity.signing import fact_hash
 from p2pfed.node.directory import DataDirectory, file_digest, write_durably
 
 HERE = Path(__file__).resolve().parent
@@ -150,10 +151,11 @@ def test_the_data_is_synced_before_the_name_changes_and_the_name_after(tmp_path,
     assert steps == ["data", "rename", "folder"]
 
 
-def test_a_digest_is_blake2b_of_the_bytes(tmp_path):
+def test_a_short_files_digest_is_blake2b_of_its_bytes_and_a_long_ones_is_of_its_chunks(tmp_path):
+    (tmp_path / "file").write_bytes(b"x" * 1000)
+    assert file_digest(tmp_path / "file") == fact_hash(b"x" * 1000)
     (tmp_path / "file").write_bytes(b"x" * 3_000_000)
-    expected = hashlib.blake2b(b"x" * 3_000_000, digest_size=32).digest()
-    assert file_digest(tmp_path / "file") == expected
+    assert file_digest(tmp_path / "file") == file_hash(b"x" * 3_000_000)
 
 
 # --- folders and documents ---------------------------------------------------------------------

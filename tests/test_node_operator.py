@@ -14,10 +14,11 @@ from consortium import EXPIRES, Consortium, hospital, peer_of, signed
 from node_parts import FakeTrainer, a_node
 
 from p2pfed.errors import ConfigError, NotFound, P2PFedError, PolicyError
-from p2pfed.gossip.events import Tick
+from p2pfed.gossip.events import Received, Tick
 from p2pfed.identity.roster import Revocation
 from p2pfed.node import operator
 from p2pfed.node.directory import file_digest
+from p2pfed.wire.messages import Witness, encode_message
 
 BOOTSTRAP = {
     "version": 1,
@@ -75,6 +76,9 @@ async def test_why_a_node_does_not_contribute_is_said_in_words(tmp_path):
         assert said() == {"yes": False, "reason": "no run has begun here"}
         node.operator.trainer_ready({"task_id": "00" * 32})
         await node.with_run(**svt(bytes(32)))
+        assert said()["reason"].startswith("waiting for witnesses: 2 more")
+        for i in (1, 2):
+            node.shell.feed(Received(peer_of(i), encode_message(Witness(()))))
         assert said() == {"yes": True, "reason": ""}
         await node.operator.share(False)
         assert said() == {"yes": False, "reason": "sharing is switched off"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import sqlite3
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from p2pfed.wire.delta import Delta
 from p2pfed.wire.messages import Facts, decode_message, encode_message
 from p2pfed.wire.payload import encode_payload
 
-PAYLOAD = encode_payload(sparse({1: 5, 7: -3}))
+PAYLOAD = encode_payload(sparse({1: 5, 7: -3}), num_parameters=40)
 
 
 def answered(request: dict, folder: Path, **changes) -> dict:
@@ -201,7 +202,8 @@ async def test_an_update_that_is_over_the_bounds_or_of_the_wrong_shape_is_never_
         await node.with_run(top_fraction=Fraction(1, 4))
         run = node.shell.run
         wrong = [
-            node.consortium.delta(run, 0, 1, sparse({40: 1})),  # outside of the model
+            # outside of the model
+            node.consortium.delta(replace(run, num_parameters=41), 0, 1, sparse({40: 1})),
             node.consortium.delta(run, 0, 1, sparse(dict.fromkeys(range(11), 1))),  # 10 are allowed
             node.consortium.delta(run, 0, 1, sparse({1: 1}), num_released=2),
             node.consortium.delta(run, 0, 1, sparse({1: 1}), mechanism="svt"),
@@ -209,7 +211,8 @@ async def test_an_update_that_is_over_the_bounds_or_of_the_wrong_shape_is_never_
         ]
         for n, delta in enumerate(wrong, start=1):
             frame = encode_message(Facts((delta.encode(),), (), ()))
-            node.network.tell.send_nowait(FrameReceived(peer_of(1), frame))
+            sender = peer_of(1 + n % 2)  # who sends too much of it is refused for a while
+            node.network.tell.send_nowait(FrameReceived(sender, frame))
             await node.until(lambda n=n: len(node.network.of("disconnect")) == n)
         assert node.store.headers(run.run_id) == []
         foreign = node.consortium.delta(node.consortium.run(name="b"), 0, 1, sparse({1: 1}))
@@ -270,7 +273,7 @@ BAD_RELEASES = {
     "with no payload": {"payload": None},
     "with a broken payload": {"data": b"\x01\x00\x00\x00"},
     "with an empty payload": {"data": b""},
-    "outside of the model": {"data": encode_payload(sparse({40: 1}))},
+    "outside of the model": {"data": encode_payload(sparse({40: 1}), num_parameters=41)},
     "without an event": {"event": None},
 }
 

@@ -119,7 +119,9 @@ def test_a_delta_that_is_kept_twice_is_there_once(store, consortium):
     store.keep_delta(delta, durable=False)
     store.keep_delta(delta, durable=True)
     assert len(store.headers(run.run_id)) == 1
-    assert store.payload(delta.fact) == encode_payload(some_payload(run, 0, 1))
+    assert store.payload(delta.fact) == encode_payload(
+        some_payload(run, 0, 1), num_parameters=run.num_parameters
+    )
 
 
 def test_headers_are_of_one_run_and_in_the_order_of_rounds(store, consortium):
@@ -309,3 +311,35 @@ def test_events_are_json_of_public_things_with_a_time(store):
         "type": "delta.released",
         "data": {"round": 3},
     }
+
+
+def test_a_witness_tells_the_newest_header_of_every_run_also_after_a_restart(tmp_path, consortium):
+    path, runs = tmp_path / "store.db", [consortium.run(), consortium.run(name="earlier")]
+    store = Store(path)
+    held = [consortium.delta(run, r, i) for run in runs for r in (4, 0, 9) for i in (1, 2)]
+    for delta in held:
+        store.keep_delta(delta, durable=False)
+    store.close()
+    store = Store(path)
+    for i in (1, 2):
+        newest = {(s.header.run_id, s.header.round) for s in store.newest_headers(peer_of(i))}
+        assert newest == {(run.run_id, 9) for run in runs}
+        assert {s.header.origin for s in store.newest_headers(peer_of(i))} == {peer_of(i)}
+    assert store.newest_headers(peer_of(0)) == []
+    store.close()
+
+
+def test_what_a_runs_archive_takes_is_counted_once_also_after_a_restart(tmp_path, consortium):
+    path, run = tmp_path / "store.db", consortium.run()
+    store, size = Store(path), 0
+    for round_ in range(3):
+        delta = consortium.delta(run, round_, 1)
+        for _ in range(2):  # the second time it is there already
+            store.keep_delta(delta, durable=False)
+        size += len(delta.payload)
+        assert store.archived(run.run_id) == size
+    assert store.archived(bytes(32)) == 0
+    store.close()
+    store = Store(path)
+    assert store.archived(run.run_id) == size
+    store.close()

@@ -83,6 +83,9 @@ class AdminBackend(Protocol):
     async def share(self, on: bool) -> dict[str, Any]:
         """Start or stop releasing deltas; receiving goes on."""
 
+    async def block(self, peer: str, on: bool) -> dict[str, Any]:
+        """Have no connection with a member, or have one again."""
+
     async def accept_run(self, signed: bytes, genesis: Path | None) -> dict[str, Any]:
         """Accept a signed run file; `genesis` is a local copy of its first model."""
 
@@ -149,11 +152,14 @@ def _acting(backend: AdminBackend) -> list[Route]:
         return await backend.leave()
 
     async def share(body: dict[str, Any]) -> Any:
-        on = body.pop("on", None)
-        if not isinstance(on, bool):
-            raise ConfigError("on must be true or false")
+        on = _flag(body, "on")
         _nothing_else(body)
         return await backend.share(on)
+
+    async def block(body: dict[str, Any]) -> Any:
+        peer, on = _text(body, "peer"), _flag(body, "on")
+        _nothing_else(body)
+        return await backend.block(peer or "", on)
 
     async def accept(body: dict[str, Any]) -> Any:
         signed = _text(body, "signed")
@@ -178,6 +184,7 @@ def _acting(backend: AdminBackend) -> list[Route]:
         act("join", join),
         act("leave", leave),
         act("share", share),
+        act("block", block),
         act("runs", accept),
         act("roster", offer),
     ]
@@ -246,6 +253,13 @@ def _text(body: dict[str, Any], key: str, *, required: bool = True) -> str | Non
         value.encode()
     except UnicodeEncodeError as error:
         raise ConfigError(f"{key} is not valid text") from error
+    return value
+
+
+def _flag(body: dict[str, Any], key: str) -> bool:
+    value = body.pop(key, None)
+    if not isinstance(value, bool):
+        raise ConfigError(f"{key} must be true or false")
     return value
 
 

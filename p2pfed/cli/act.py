@@ -1,4 +1,4 @@
-"""join, leave, share: one POST each."""
+"""join, leave, share, block, unblock: one POST each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
-__all__ = ["join", "leave", "share"]
+__all__ = ["block", "join", "leave", "share", "unblock"]
 
 
 def join(parser: ArgumentParser) -> None:
@@ -80,3 +80,33 @@ def _share(args: Namespace) -> None:
     data = admin_client(args).post("/v1/share", {"on": args.what == "on"})
     lines = {"on": "sharing is on", "off": "sharing is off; this node goes on receiving"}
     emit(args, "share", data, [lines[args.what]])
+
+
+def block(parser: ArgumentParser) -> None:
+    """Fill in the command `block`."""
+    describe(
+        parser,
+        "Have no connection with a member, e.g. while its machine is under suspicion. The others\n"
+        "are not told; what it signed still arrives through them and counts. To put a member out\n"
+        "for everyone, the stewards revoke it.",
+        endpoint="POST /v1/block",
+    )
+    _peer(parser, on=True)
+
+
+def unblock(parser: ArgumentParser) -> None:
+    """Fill in the command `unblock`."""
+    describe(parser, "Have connections with a blocked member again.", endpoint="POST /v1/block")
+    _peer(parser, on=False)
+
+
+def _peer(parser: ArgumentParser, *, on: bool) -> None:
+    parser.add_argument("peer", metavar="PEER", help="name or peer id")
+    with_socket(parser)
+    parser.set_defaults(run=lambda args: _block(args, on=on))
+
+
+def _block(args: Namespace, *, on: bool) -> None:
+    data = admin_client(args).post("/v1/block", {"peer": args.peer, "on": on})
+    line = f"{args.peer} is blocked; to undo: p2pfed unblock {args.peer}"
+    emit(args, "block", data, [line if on else f"{args.peer} is not blocked any more"])

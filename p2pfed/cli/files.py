@@ -31,10 +31,10 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def read_document(path: str | Path) -> str:
-    """The text of a signed document, which has at most 64 KiB; raises ConfigError."""
+    """The text of a signed document, which has at most 256 KiB; raises ConfigError."""
     text = read_text(path)
-    if len(text.encode()) > 1 << 16:
-        raise ConfigError(f"{path} is no signed document", "those have at most 65536 bytes")
+    if len(text.encode()) > 1 << 18:
+        raise ConfigError(f"{path} is no signed document", "those have at most 262144 bytes")
     return text
 
 

@@ -30,6 +30,8 @@ COMMANDS = {
     "join": ("act", "join the network"),
     "leave": ("act", "leave the network"),
     "share": ("act", "start or stop releasing updates (on, off)"),
+    "block": ("act", "have no connection with a member"),
+    "unblock": ("act", "have connections with it again"),
     "run": ("runs", "training runs: create, sign, show, accept, list"),
     "status": ("observe", "what this node does, on one screen"),
     "peers": ("observe", "the other members, or one of them"),
@@ -40,6 +42,7 @@ COMMANDS = {
     "bootstrap": ("bootstrap", "lists of the peers that are asked first"),
     "config": ("host", "check or show a configuration"),
     "demo": ("host", "five hospitals on this machine train one model"),
+    "simulate": ("simulate", "play a scenario with simulated hospitals"),
     "version": ("observe", "versions of this program and of the daemon"),
 }
 

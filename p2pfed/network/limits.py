@@ -18,7 +18,7 @@ class Limits:
 
     # A delta of 10^7 parameters at 10 % is 10^6 entries of at most 6 bytes; 2.5 times that.
     max_frame: int = 16 * _MIB
-    max_roster: int = 64 * _KIB  # 1000 members of 64 bytes
+    max_roster: int = 256 * _KIB  # 1024 members of 150 bytes, with room for long names
     # Two of the longest frames, so that one may wait while one is on its way.
     queue_bytes: int = 32 * _MIB
     queue_frames: int = 256  # an anti-entropy burst of one round among 64 hospitals, four times
@@ -27,7 +27,7 @@ class Limits:
     upgrade_seconds: float = 3.0
     stranger_seconds: float = 3.0
     # A roster, one full yamux window of an eager peer's next stream, and as much again.
-    stranger_bytes: int = 512 * _KIB
+    stranger_bytes: int = 768 * _KIB
     half_open: int = 64  # the oldest makes room, so silent sockets cannot lock a member out
     links: int = 256  # twice the live members of a 64-member committee, both directions
     links_per_peer: int = 3  # two of a simultaneous dial and one restart

@@ -23,7 +23,7 @@ import trio
 
 from p2pfed.errors import ConfigError, P2PFedError, PeerUnreachable, RemoteProtocolError
 from p2pfed.network import multistream
-from p2pfed.network.blob import receive_blob, serve_blob
+from p2pfed.network.blob import BlobServer, receive_blob
 from p2pfed.network.events import FrameReceived, NetworkEvent, NetworkTotals, PeerStats
 from p2pfed.network.framing import deadline, read_frame, write_frame
 from p2pfed.network.host import ROSTER, Host
@@ -60,6 +60,7 @@ class PeerNetwork:
         self._host = host
         self._gate = gatekeeper
         self._limits = limits
+        self._blobs = BlobServer(stall=limits.stall_seconds)
         self._nursery = nursery
         self._tell, self.events = trio.open_memory_channel[NetworkEvent](limits.events)
         self._sessions: dict[str, Session] = {}
@@ -134,12 +135,13 @@ class PeerNetwork:
                     nursery.start_soon(self.disconnect, peer)
 
     async def fetch(self, peer: str, digest: bytes, destination: Path, *, max_bytes: int) -> None:
-        """Fetch the file named ``digest`` (BLAKE2b-256) from ``peer``; resumes an earlier cut.
+        """Fetch the file named ``digest`` from ``peer``; goes on where an earlier fetch ended.
 
         Raises:
             PeerUnreachable: Not connected, cut off, stood still, or the peer does not hold it.
             RemoteProtocolError: Longer than ``max_bytes``, or not the file asked for; the peer is
                 disconnected.
+            OSError: The disk failed, or is full.
         """
         session = self._sessions.get(peer)
         link = session.link if session is not None else None
@@ -253,7 +255,7 @@ class PeerNetwork:
                 self._gate.consider_roster(link.peer, signed)
             else:
                 find = functools.partial(self._gate.open_blob, link.peer)
-                await serve_blob(stream, find, stall=limits.stall_seconds)
+                await self._blobs.serve(stream, find)
             await stream.finish(limits.open_seconds)
         finally:
             link.busy -= 1

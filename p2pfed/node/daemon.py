@@ -101,6 +101,7 @@ async def _serve(
         book=book,
         rng=random.Random(),  # noqa: S311 - whom to gossip with, not a secret
         has_trainer=settings.train.enabled,
+        recall=store.header,
     )
     core.sharing = bool(store.recall("sharing", default=True))
     with exchange_folder(directory.root) as exchange:

@@ -3,7 +3,7 @@
     node.key               the node's identity, 0600 (made by `p2pfed init`)
     rosters/               every believed roster, exact signed bytes, named by version and hash
     runs/                  the accepted run files, exact signed bytes, named by run id
-    blobs/                 genesis files, named by their BLAKE2b-256
+    blobs/                 genesis files, named by their hash
     checkpoints/<run id>/  model states
     store.db               deltas, proofs, events
     lock                   held by the living daemon, names its process
@@ -15,7 +15,6 @@ folder).
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -23,10 +22,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from p2pfed.errors import ConfigError, FactRejected, StateInUse
+from p2pfed.identity.filehash import ChunkList
 
 __all__ = ["DataDirectory", "file_digest", "write_durably"]
-
-_BLOCK = 1 << 20
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -50,12 +48,9 @@ def sync_directory(path: Path) -> None:
 
 
 def file_digest(path: Path) -> bytes:
-    """BLAKE2b-256 of a file's bytes."""
-    digest = hashlib.blake2b(digest_size=32)
+    """The hash that names a file (`identity/filehash`), 32 bytes."""
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.digest()
+        return ChunkList.of(file).name
 
 
 class DataDirectory:
@@ -91,7 +86,7 @@ class DataDirectory:
         return path
 
     def blob(self, digest: bytes) -> Path:
-        """Where the file with this BLAKE2b-256 lies, or would lie."""
+        """Where the file with this hash lies, or would lie."""
         return self.root / "blobs" / digest.hex()
 
     # --- signed documents ----------------------------------------------------------------------

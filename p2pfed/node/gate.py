@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import trio
+
 from p2pfed.errors import FactRejected
 from p2pfed.gossip.events import RosterOffered
+from p2pfed.gossip.guard import BLOBS, Bucket
 from p2pfed.node.directory import DataDirectory
 from p2pfed.node.shell import Shell
 
@@ -21,11 +24,17 @@ class RosterGate:
     def __init__(self, directory: DataDirectory) -> None:
         self.shell: Shell | None = None
         self._directory = directory
+        self._asked: dict[str, Bucket] = {}  # members only, so as many as a roster lists
 
     def is_member(self, peer: str) -> bool:
-        """Whether the newest roster lists the peer; nobody is let in after `leave`."""
+        """Whether the newest roster lists the peer; nobody is let in after `leave`.
+
+        Nor is anybody whom the operator blocked.
+        """
         shell = self.shell
         if shell is None or not shell.present or shell.core.book.current is None:
+            return False
+        if peer in shell.blocked:
             return False
         return shell.core.book.current.member(peer) is not None
 
@@ -53,8 +62,14 @@ class RosterGate:
         return self.is_member(peer)
 
     def open_blob(self, peer: str, digest: bytes) -> Path | None:
-        """A genesis or a checkpoint, by its BLAKE2b-256; nothing else is ever served."""
+        """A genesis or a checkpoint, by its hash; nothing else is ever served.
+
+        Nor is anything to who asks too often: that reads as "not held".
+        """
         if self.shell is None or not self.is_member(peer):
+            return None
+        now = trio.current_time()
+        if not self._asked.setdefault(peer, Bucket.full(BLOBS, now)).take(1, now):
             return None
         genesis = self._directory.blob(digest)
         if genesis.exists():

@@ -1,12 +1,13 @@
 """What the operator may do through the admin socket; the node's side of it.
 
-Join, leave, share, accept a run, hand over a roster; none of them can raise a budget. What the
-operator sees is in `view`.
+Join, leave, share, block a peer, accept a run, hand over a roster; none of them can raise a
+budget. What the operator sees is in `view`.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from p2pfed.identity.run import Run, check_kept_run, check_signed_run
 from p2pfed.node.checkpoints import DiskCheckpoints, read_genesis
 from p2pfed.node.directory import DataDirectory, file_digest, write_durably
 from p2pfed.node.model import Model
+from p2pfed.node.pairing import PairModel
 from p2pfed.node.shell import Shell
 from p2pfed.node.view import View
 
@@ -113,10 +115,15 @@ class Operator(View):
                 present = tuple(p.peer_id for p in self._core.membership.present())
                 if not await shell.fetch(present, run.genesis, genesis, max_bytes=_most_bytes(run)):
                     await trio.sleep(GENESIS_RETRY)
-            checkpoints = DiskCheckpoints(self._directory.checkpoints(run.run_id), run)
+            folder = self._directory.checkpoints(run.run_id)
+            checkpoints = DiskCheckpoints(folder, run)
             view = shell.trainer.exchange / "view.safetensors" if shell.trainer else None
             try:
-                model = Model(run, genesis, checkpoints, shell.store, view)
+                model: Model | PairModel = (
+                    PairModel(run, genesis, checkpoints, folder / "model.db", view)
+                    if run.averaging.mode == "pairwise"
+                    else Model(run, genesis, checkpoints, shell.store, view)
+                )
             except FactRejected as error:
                 shell.log.add("run.rejected", {"reason": error.what})
                 return
@@ -223,6 +230,21 @@ class Operator(View):
         self._shell.feed(SetSharing(on))
         return {"sharing": on}
 
+    async def block(self, peer: str, on: bool) -> dict[str, Any]:
+        """Have no connection with a member, or have one again; the others are not told.
+
+        What it signed still arrives through the others, and counts: the stewards decide on that.
+        """
+        peer_id = str(self.peer(peer)["peer_id"])
+        blocked = self._shell.blocked - {peer_id} | ({peer_id} if on else set())
+        self._shell.store.remember("blocked", sorted(blocked))
+        self._shell.blocked = blocked
+        await self._shell.network.recheck()
+        if not on and self._shell.present:
+            self._dial_known()
+        self._shell.log.add("peer.blocked" if on else "peer.unblocked", {"peer": peer_id})
+        return {"peer_id": peer_id, "blocked": on}
+
     async def accept_run(self, signed: bytes, genesis: Path | None) -> dict[str, Any]:
         """Take part in a run."""
         roster = self._core.book.current
@@ -242,8 +264,12 @@ class Operator(View):
         self._directory.keep_run(run.run_id, signed)
         self._shell.store.remember("run", run.run_id.hex())
         self._shell.log.add("run.accepted", {"run": run.name, "id": run.run_id.hex()})
+        archive = self._archive(run)
+        if archive is not None and archive.warning:
+            self._shell.log.add("archive.short", asdict(archive))
         self._begin(run, signed)
-        return {"id": run.run_id.hex(), "name": run.name}
+        shown = None if archive is None else {**asdict(archive), "warning": archive.warning}
+        return {"id": run.run_id.hex(), "name": run.name, "archive": shown}
 
     def _check_policy(self, run: Run) -> None:
         if run.mechanism == "none" and not self._settings.privacy.allow_none:

@@ -32,12 +32,14 @@ from p2pfed.gossip.events import (
     Event,
     FetchCheckpoint,
     Fold,
+    Folded,
     Keep,
     Note,
     Received,
     Released,
     Send,
     SendStored,
+    SendWitness,
     StopDialling,
     StoreDelta,
     StoreProof,
@@ -46,12 +48,16 @@ from p2pfed.gossip.events import (
     Train,
     TrainingEnded,
 )
+from p2pfed.gossip.meeting_events import PairEffect
+from p2pfed.gossip.witness import witness_of
 from p2pfed.identity.run import Run
 from p2pfed.identity.signing import SignedDocument
 from p2pfed.network import FrameReceived, PeerConnected, PeerDisconnected, PeerNetwork
+from p2pfed.network.blob import drop_partials
 from p2pfed.node.directory import DataDirectory
 from p2pfed.node.eventlog import EventLog
 from p2pfed.node.model import Model
+from p2pfed.node.pairing import PairModel
 from p2pfed.node.store import Store
 from p2pfed.node.trainer import Trainer
 from p2pfed.wire.codec import MAX_FRAME
@@ -96,11 +102,12 @@ class Shell:
         self.log = log
         self.network = network
         self.trainer: Trainer | None = None
-        self.model: Model | None = None
+        self.model: Model | PairModel | None = None
         self.run: Run | None = None
         self.run_text = ""
         self.spent: dict[str, Any] = {}
         self.present = True  # False after `leave`
+        self.blocked: frozenset[str] = frozenset(store.recall("blocked", []))
         self.awaited = ""  # what an accepted run still waits for, for people
         self._directory = directory
         self._nursery = nursery
@@ -111,7 +118,7 @@ class Shell:
         """Run a task of the node's until it ends."""
         self._nursery.start_soon(task, *args)
 
-    def start_run(self, run: Run, signed: bytes, model: Model) -> None:
+    def start_run(self, run: Run, signed: bytes, model: Model | PairModel) -> None:
         """Take part in a run whose genesis is at hand, from what is stored of it."""
         self.model, self.run, self.awaited = model, run, ""
         self.run_text = SignedDocument.parse(signed).payload.decode("utf-8")
@@ -120,8 +127,10 @@ class Shell:
             run,
             held=self.store.headers(run.run_id),
             proofs=self.store.proofs(run.run_id),
-            adopted=None if adopted is None else (adopted[0], bytes.fromhex(adopted[1])),
+            adopted=None if adopted is None else _read_adopted(adopted),
             round_=max(model.checkpoints.chains(), default=0),
+            own=self.store.newest_headers(self.core.own_id),
+            paired=model.held() if isinstance(model, PairModel) else None,
         )
         self.log.add("run.started", {"run": run.name, "id": run.run_id.hex()})
 
@@ -169,6 +178,9 @@ class Shell:
                 self.network.send(effect.peer, effect.frame)
             case SendStored():
                 self._send_stored(effect)
+            case SendWitness():
+                shown = witness_of(effect.peer, self.store.newest_headers(effect.peer))
+                self.network.send(effect.peer, encode_message(shown))
             case Disconnect():
                 if effect.blame:
                     logger.warning("hanging up on %s: %s", effect.peer, effect.reason)
@@ -195,7 +207,7 @@ class Shell:
             case Note():
                 self.log.add(effect.type, effect.data)
             case _:
-                assert_never(effect)
+                self._nursery.start_soon(self._work_on_model, effect)
 
     def _send_stored(self, effect: SendStored) -> None:
         deltas = (self.store.delta(fact).encode() for fact in effect.deltas)
@@ -212,7 +224,8 @@ class Shell:
 
     async def _fold(self, effect: Fold) -> None:
         model = self.model
-        assert model is not None
+        if not isinstance(model, Model):
+            return  # another run was accepted meanwhile
         async with self._fold_turn:
             folded = await trio.to_thread.run_sync(model.fold, effect)
             offers = await trio.to_thread.run_sync(model.checkpoints.offers)
@@ -221,7 +234,20 @@ class Shell:
         self._remember_adopted()
         self.feed(CheckpointsChanged(offers))
         self.feed(folded)
-        await self._evaluate(folded.round)
+        if isinstance(folded, Folded):
+            await self._evaluate(folded.round)
+
+    async def _work_on_model(self, effect: PairEffect) -> None:
+        model = self.model
+        if not isinstance(model, PairModel):
+            return  # another run was accepted meanwhile
+        event = await trio.to_thread.run_sync(model.perform, effect)
+        if model is not self.model or event is None:
+            return  # another run was accepted meanwhile, or there is nothing to tell
+        self.feed(event)
+        if isinstance(event, Folded):
+            self.feed(CheckpointsChanged(await trio.to_thread.run_sync(model.checkpoints.offers)))
+            await self._evaluate(event.round)
 
     async def _evaluate(self, round_: int) -> None:
         """Let the trainer evaluate a model that it does not train on; the result stays with it."""
@@ -243,6 +269,9 @@ class Shell:
             "round": effect.round,
             "view": _VIEW,
             "samples": effect.samples,
+            "scale": effect.scale.numerator,
+            "scale_of": effect.scale.denominator,
+            "heads": [head.hex() for head in self.core.witnesses.heads],
         }
         run = self.run
         event: Event
@@ -276,11 +305,12 @@ class Shell:
             payload,
             num_parameters=self.run.num_parameters,
             max_released=self.run.max_released,
+            width=self.run.encoding.values,
         )
         return Released(
             round=round_,
             payload=payload,
-            num_released=decoded.indices.size,
+            num_released=decoded.values.size,
             mechanism=str(answer["mechanism"]),
             spent_nano_rho=_whole(answer, "spent_nano_rho"),
             releases=_whole(answer, "releases"),
@@ -296,7 +326,8 @@ class Shell:
         )
         if fetched:
             try:
-                await trio.to_thread.run_sync(model.checkpoints.load, effect.offer.round)
+                believe = model.adopt if isinstance(model, PairModel) else model.checkpoints.load
+                await trio.to_thread.run_sync(believe, effect.offer.round)
             except FactRejected as error:
                 logger.warning("%s", error.what)
                 fetched = False
@@ -306,12 +337,19 @@ class Shell:
     async def fetch(
         self, peers: tuple[str, ...], digest: bytes, place: Path, *, max_bytes: int
     ) -> bool:
-        """Fetch a file by its digest from the first peer that gives it."""
+        """Fetch a file by its digest from the first peer that gives it.
+
+        What came of it stays beside `place` and is gone on with; that of other files is removed.
+        """
+        drop_partials(place.parent, keep=place)
         for peer in peers:
             try:
                 await self.network.fetch(peer, digest, place, max_bytes=max_bytes)
             except PeerError as error:
                 logger.info("%s did not give %s: %s", peer, digest.hex()[:16], error.what)
+            except OSError as error:
+                logger.error("cannot write %s: %s", place, error)  # noqa: TRY400 - told in full
+                return False
             else:
                 return True
         return False
@@ -322,10 +360,15 @@ class Shell:
         if facts is None:
             return
         adopted = facts.adopted
-        value = None if adopted is None else [adopted[0], adopted[1].hex()]
+        value = None if adopted is None else [adopted[0], adopted[1].hex(), facts.adopted_under]
         key = f"adopted.{facts.run.run_id.hex()}"
         if self.store.recall(key) != value:
             self.store.remember(key, value)
+
+
+def _read_adopted(value: list[Any]) -> tuple[int, bytes, int]:
+    round_, chain, under = value
+    return round_, bytes.fromhex(chain), under
 
 
 def _whole(answer: dict[str, Any], key: str) -> int:

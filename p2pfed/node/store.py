@@ -9,6 +9,7 @@ belongs to the trainer.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sqlite3
@@ -32,6 +33,7 @@ CREATE TABLE IF NOT EXISTS deltas (
   fact BLOB PRIMARY KEY, run_id BLOB NOT NULL, round INTEGER NOT NULL, origin TEXT NOT NULL,
   header BLOB NOT NULL, signature BLOB NOT NULL, payload BLOB NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS deltas_by_run ON deltas (run_id, round);
+CREATE INDEX IF NOT EXISTS deltas_by_origin ON deltas (origin, run_id, round);
 CREATE TABLE IF NOT EXISTS proofs (origin TEXT NOT NULL, run_id BLOB NOT NULL, proof BLOB NOT NULL,
   PRIMARY KEY (origin, run_id));
 CREATE TABLE IF NOT EXISTS addresses (peer TEXT PRIMARY KEY, addresses TEXT NOT NULL);
@@ -49,6 +51,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
+        self._archived: dict[bytes, int] = {}
         try:
             path.touch(mode=0o600)  # before SQLite makes it: the journal takes over its mode
             path.chmod(0o600)
@@ -66,10 +69,11 @@ class Store:
         """Close the file."""
         self._db.close()
 
-    def _write(self, statement: str, values: tuple[Any, ...], *, durable: bool = False) -> None:
+    def _write(self, statement: str, values: tuple[Any, ...], *, durable: bool = False) -> int:
+        """Write, and say how many rows changed."""
         with self._lock:
             self._db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
-            self._db.execute(statement, values)
+            return self._db.execute(statement, values).rowcount
 
     def _read(self, statement: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         with self._lock:
@@ -80,7 +84,8 @@ class Store:
     def keep_delta(self, delta: Delta, *, durable: bool) -> None:
         """Keep a verified delta; `durable` means that it is on the disk when this returns."""
         header, signed = delta.header, delta.signed
-        self._write(
+        size = self.archived(header.run_id)
+        new = self._write(
             "INSERT OR IGNORE INTO deltas VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
                 delta.fact,
@@ -93,6 +98,14 @@ class Store:
             ),
             durable=durable,
         )
+        self._archived[header.run_id] = size + new * len(delta.payload)
+
+    def archived(self, run_id: bytes) -> int:
+        """Bytes of payloads that are kept of a run."""
+        if run_id not in self._archived:
+            rows = self._read("SELECT SUM(LENGTH(payload)) FROM deltas WHERE run_id = ?", (run_id,))
+            self._archived[run_id] = rows[0][0] or 0
+        return self._archived[run_id]
 
     def headers(self, run_id: bytes) -> list[SignedHeader]:
         """Headers of all deltas of a run; one that rotted on the disk is dropped."""
@@ -107,6 +120,27 @@ class Store:
                 logger.warning("a stored delta is dropped, the peers hold it: %s", error.what)
                 self._write("DELETE FROM deltas WHERE fact = ?", (fact,))
         return headers
+
+    def newest_headers(self, origin: str) -> list[SignedHeader]:
+        """The newest header of an origin in every run that is held."""
+        rows = self._read(
+            "SELECT header, signature, MAX(round) FROM deltas WHERE origin = ? GROUP BY run_id",
+            (origin,),
+        )
+        found = []
+        for header, signature, _ in rows:
+            with contextlib.suppress(RemoteProtocolError):  # it rotted on the disk
+                found.append(SignedHeader.read(header, signature))
+        return found
+
+    def header(self, fact: bytes) -> SignedHeader | None:
+        """The signed header of a kept delta, by its full name; None if it rotted on the disk."""
+        for header, signature in self._read(
+            "SELECT header, signature FROM deltas WHERE fact = ?", (fact,)
+        ):
+            with contextlib.suppress(RemoteProtocolError):
+                return SignedHeader.read(header, signature)
+        return None
 
     def delta(self, fact: bytes) -> Delta:
         """A kept delta, by its full name."""

@@ -7,6 +7,7 @@ JSON.
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from typing import Any
 
 import trio
@@ -14,10 +15,13 @@ import trio
 from p2pfed import __version__
 from p2pfed.config import Settings
 from p2pfed.errors import NotFound
+from p2pfed.gossip.local_rounds import LocalRounds
 from p2pfed.gossip.membership import Peer, State
 from p2pfed.gossip.progress import Phase
 from p2pfed.identity.bootstrap import BootstrapList
 from p2pfed.identity.roster import Roster
+from p2pfed.identity.run import Run
+from p2pfed.node.archive import Archive
 from p2pfed.node.shell import Shell
 
 __all__ = ["View"]
@@ -100,7 +104,32 @@ class View:
             "model_round": folded.round if folded is not None else 0,
             "deltas": progress.facts.num_deltas,
             "own_deltas": progress.facts.num_of(self._core.own_id),
+            "archive": self._archive_line(),
+            **self._meetings(),
         }
+
+    def _archive(self, run: Run | None) -> Archive | None:
+        """None without a run or a roster, or where the disk does not tell."""
+        roster = self._core.book.current
+        if run is None or roster is None:
+            return None
+        held = self._shell.store.archived(run.run_id)
+        try:
+            return Archive.of(run, roster, held_bytes=held, folder=self._settings.node.data_dir)
+        except OSError:
+            return None
+
+    def _archive_line(self) -> dict[str, int] | None:
+        archive = self._archive(self._shell.run)
+        return None if archive is None else asdict(archive)
+
+    def _meetings(self) -> dict[str, Any]:
+        """In pairwise mode: the meetings that this node began, since its start."""
+        progress = self._core.progress
+        if not isinstance(progress, LocalRounds):
+            return {}
+        meetings = progress.meetings
+        return {"meetings": {"begun": meetings.met, "failed": meetings.failed}}
 
     def _trainer_line(self) -> dict[str, Any]:
         trainer = self._shell.trainer
@@ -125,6 +154,9 @@ class View:
             lines.append(f"roster v{roster.version} does not list this node; ask a steward")
         if self._shell.awaited:
             lines.append(self._shell.awaited)
+        archive = self._archive(self._shell.run)
+        if archive is not None and archive.warning:
+            lines.append(archive.warning)
         if not self._shell.present:
             lines.append("this node has left the network; run: p2pfed join")
         if trainer is not None and trainer.problem:
@@ -172,6 +204,7 @@ class View:
             "roles": list(member.roles) if member is not None else [],
             "samples": member.samples if member is not None else 0,
             "addresses": list(peer.addresses),
+            "blocked": peer.peer_id in self._shell.blocked,
         }
 
     def peer(self, peer: str) -> dict[str, Any]:
