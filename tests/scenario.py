@@ -8,17 +8,20 @@ from __future__ import annotations
 import hashlib
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 from consortium import Consortium, key_of, peer_of
 
-from p2pfed.gossip.events import JoinNetwork, LeaveNetwork
+from p2pfed.gossip.events import Fold, JoinNetwork, LeaveNetwork, RosterOffered
+from p2pfed.gossip.fold import model_hash
 from p2pfed.gossip.progress import Phase
+from p2pfed.gossip.replay import MemoryCheckpoints, Replay
 from p2pfed.identity.run import Outer
 from p2pfed.simulate.heap import EventHeap, Links, SimulatedNode
-from p2pfed.wire.payload import Payload
+from p2pfed.wire.delta import Delta
+from p2pfed.wire.payload import Payload, decode_payload
 
 SIZE = 30
 
@@ -59,7 +62,7 @@ class World:
         )
         self.models: dict[bytes, bytes] = {}  # chain -> hash of the model, over all nodes
         self.trace = hashlib.blake2b(digest_size=16)
-        self.heap.after_event = self._record
+        self.heap.watch = lambda node, _event, _effects: self._record(node)
 
     def _record(self, node: SimulatedNode) -> None:
         core = node.core
@@ -91,6 +94,25 @@ class World:
         inside = {peer_of(i) for i in island}
         self.links.cut = lambda a, b: (a in inside) != (b in inside)
 
+    def hand_roster(self, signed: bytes, i: int) -> None:
+        """The operator of hospital i gives its node a roster."""
+        self.heap.give(self.node(i), RosterOffered(signed))
+
+    def fold_of(self, deltas: Iterable[Delta]) -> bytes:
+        """Hash of the model that these deltas make from the genesis on, folded in one go."""
+        facts, payloads = self.net.facts(self.run, deltas), {d.fact: d.payload for d in deltas}
+        bounds = {"num_parameters": SIZE, "max_released": self.run.max_released}
+        replay = Replay(
+            self.run,
+            lambda: np.zeros(SIZE, np.float32),
+            MemoryCheckpoints(),
+            lambda fact: decode_payload(payloads[fact], **bounds),
+        )
+        rounds = self.run.rounds
+        chains = tuple(facts.chain(r) for r in range(rounds + 1))
+        plan = tuple(facts.counted(r) for r in range(rounds))
+        return model_hash(replay.fold(Fold(rounds, chains, plan)))
+
     def run_until(self, when: float) -> None:
         self.heap.run_until(when)
 
@@ -105,7 +127,8 @@ class World:
             n.core.progress is not None and n.core.progress.phase is Phase.FINISHED
             for n in self.nodes
         )
-        return finished and len({facts_of(n) for n in self.nodes}) == 1
+        whole = all(n.core.facts.adopted is None for n in self.nodes)
+        return finished and whole and len({facts_of(n) for n in self.nodes}) == 1
 
 
 def misfortune(seed: int, during: Callable[[World], None] | None = None) -> World:

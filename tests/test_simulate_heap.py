@@ -12,6 +12,7 @@ import pytest
 from consortium import hospital, key_of, peer_of, some_payload
 from scenario import World, facts_of, misfortune
 
+from p2pfed.gossip.aside import EACH
 from p2pfed.gossip.events import (
     JoinNetwork,
     LeaveNetwork,
@@ -21,7 +22,6 @@ from p2pfed.gossip.events import (
     SetSharing,
     Tick,
 )
-from p2pfed.gossip.intake import SET_ASIDE
 from p2pfed.gossip.membership import State
 from p2pfed.wire.delta import Delta
 from p2pfed.wire.messages import (
@@ -327,11 +327,11 @@ def check_the_honest(world: World, n: int = 5) -> None:
     for node in honest:
         assert node.trained_rounds == sorted(set(node.trained_rounds))
         assert node.core.why_not_contributing() == ""  # no proof could be made against it
-        assert len(node.core._intake._aside) <= SET_ASIDE
+        assert len(node.core._intake._aside) <= EACH
         assert len(node.deltas) <= n * world.run.rounds
         assert len(node.core.facts.proofs) <= 1
         assert len(node.core.book.hashes) == 2
-        assert len(node.core._sync._asked) <= 1024 * n
+        assert len(node.core._sync.asked) <= 1024 * n
     assert any(notes(node, "peer.blamed") for node in honest)
     assert any(notes(node, "peer.equivocated") for node in honest)
     assert {note.data["peer"] for node in honest for note in notes(node, "peer.blamed")} == {

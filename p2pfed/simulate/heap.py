@@ -1,21 +1,24 @@
 """An event heap that runs many cores at once under latency, loss, cuts, crashes and churn.
 
 Each simulated node is the real `gossip.Core` with a real fold over a small model; only the network,
-the clock and the trainer are simulated. Time jumps from event to event. Chance comes from one
-seeded generator, so a seed repeats a run bit for bit; what a crash loses is what a real crash loses
-(everything but the stored facts).
+the clocks, the disks and the trainer are simulated. Time jumps from event to event. Chance comes
+from one seeded generator, so a seed repeats a run bit for bit: `trace` is a hash over every event
+that any core was given.
 
-Frames travel as bytes through the real codec. Bulk transfers (checkpoints) arrive after one
-latency.
+Frames travel as bytes through the real codec. Signatures are real; what each of N nodes would
+decode and verify for itself, the very same bytes, is decoded and verified once (`Shared`). Bulk
+transfers (checkpoints) arrive after one latency.
 """
 
 from __future__ import annotations
 
-import datetime as dt
+import hashlib
 import heapq
 import random
+import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,79 +27,46 @@ from p2pfed.gossip.core import Core
 from p2pfed.gossip.events import (
     CheckpointFetched,
     CheckpointsChanged,
-    Connected,
     Disconnect,
-    Disconnected,
     Effect,
     Event,
     FetchCheckpoint,
     Fold,
     Folded,
+    FoldFellShort,
+    Keep,
     Note,
     Received,
     Released,
-    RosterOffered,
     Send,
     SendStored,
+    SendWitness,
+    StopDialling,
     StoreDelta,
     StoreProof,
+    StoreRoster,
     Tick,
     Train,
+    TrainingEnded,
 )
-from p2pfed.gossip.fold import ModelState, model_hash
-from p2pfed.gossip.replay import MemoryCheckpoints, Replay
+from p2pfed.gossip.witness import witness_of
 from p2pfed.identity.book import RosterBook
-from p2pfed.identity.keys import peer_id_of
+from p2pfed.identity.roster import Roster
 from p2pfed.identity.run import Run
 from p2pfed.identity.signing import DELTA, fact_hash, sign
+from p2pfed.simulate.folds import Folds
+from p2pfed.simulate.node import SimulatedNode
+from p2pfed.simulate.wires import Links, Timers, Wires
 from p2pfed.wire.delta import Delta, Proof
 from p2pfed.wire.messages import CheckpointOffer, Facts, encode_message
-from p2pfed.wire.payload import Payload, decode_payload, encode_payload
+from p2pfed.wire.payload import Payload
 
-__all__ = ["EventHeap", "Links", "SimulatedNode"]
+__all__ = ["EventHeap", "Links", "SimulatedNode", "Timers"]
 
-START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
-TICK = 0.25
-HANDSHAKES = 3  # latencies until a connection is up
+DISK_SECONDS = 0.01  # a fold, a debit, an output
 
 TrainFunction = Callable[[str, int, NDArray[np.int32]], Payload]
-
-
-@dataclass(slots=True)
-class Links:
-    """The network: latency in seconds, loss as a probability, who is cut off from whom."""
-
-    low_latency: float = 0.005
-    high_latency: float = 0.05
-    loss: float = 0.0
-    cut: Callable[[str, str], bool] = field(default=lambda _a, _b: False)
-
-
-class SimulatedNode:
-    """One hospital: a core, its stored facts, and whether it is up."""
-
-    def __init__(self, seed: bytes, public_key: bytes, rosters: list[bytes]) -> None:
-        self.seed = seed
-        self.peer_id = peer_id_of(public_key)
-        self.rosters = rosters
-        self.deltas: dict[bytes, Delta] = {}  # survives a crash, like the files below it
-        self.proofs: list[bytes] = []
-        self.checkpoints = MemoryCheckpoints()
-        self.offered: dict[bytes, tuple[ModelState, bytes]] = {}
-        self.core: Core | None = None
-        self.replay: Replay | None = None
-        self.model: NDArray[np.int32] = np.zeros(0, np.int32)
-        self.incarnation = 0
-        self.notes: list[Note] = []
-        self.bytes_received = 0
-        self.trained_rounds: list[int] = []
-        self.ledger_head = bytes(32)
-
-    @property
-    def hash(self) -> bytes:
-        """Hash of the newest folded model."""
-        progress = self.core.progress if self.core is not None else None
-        return progress.folded.model_hash if progress is not None and progress.folded else b""
+_EVENT = struct.Struct("<dI")
 
 
 class EventHeap:
@@ -108,7 +78,12 @@ class EventHeap:
         train: What a node releases: (peer id, round, model) -> payload.
         seed: Repeats the whole run.
         links: The network.
+        timers: The nodes' clocks.
         train_seconds: How long a training takes, by peer id.
+        contacts: Peers that everybody dials from the start; the others are found by what members
+            tell of each other. None: all addresses are known to all.
+        full_fold_every: One in how many folds is done in full, see `Folds`.
+        traced: Whether to hash every event.
     """
 
     def __init__(
@@ -119,160 +94,177 @@ class EventHeap:
         train: TrainFunction,
         seed: int = 0,
         links: Links | None = None,
+        timers: Timers | None = None,
         train_seconds: Callable[[str], float] = lambda _peer: 0.2,
+        contacts: tuple[str, ...] | None = None,
+        full_fold_every: int = 1,
+        traced: bool = False,
     ) -> None:
         self.run = run
         self.genesis = genesis
         self.links = links or Links()
         self.now = 0.0
+        self.events = 0
         self.nodes: dict[str, SimulatedNode] = {}
-        self.after_event: Callable[[SimulatedNode], None] = lambda _node: None
+        self.folds = Folds(run, genesis, full_every=full_fold_every)
+        self.watch: Callable[[SimulatedNode, Event, list[Effect]], None] = lambda _n, _e, _f: None
+        self.wrap: Callable[[SimulatedNode, Core], Core] = lambda _node, core: core
+        self.rng = random.Random(seed)  # noqa: S311 - a simulation, not a secret
+        self._seed = seed
         self._train = train
         self._train_seconds = train_seconds
-        self._rng = random.Random(seed)  # noqa: S311 - a simulation, not a secret
-        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._timers = timers or Timers()
+        self.contacts = contacts
+        self._trace = hashlib.blake2b(digest_size=16) if traced else None
+        self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._count = 0
-        self._up: set[frozenset[str]] = set()
-        self._last_arrival: dict[tuple[str, str], float] = {}
+        self.wires = Wires(self)
+        self._read_delta = lru_cache(maxsize=1 << 14)(Delta.decode)
+        self._read_roster: Callable[[bytes], Roster] = lru_cache(maxsize=64)(Roster.decode)
 
     # --- the world -----------------------------------------------------------------------------
 
-    def add(self, node: SimulatedNode) -> SimulatedNode:
-        """Bring a node up now; it knows all addresses."""
+    @property
+    def trace(self) -> str:
+        """Hash over every event so far, hex; empty if not traced."""
+        return self._trace.hexdigest() if self._trace is not None else ""
+
+    def add(self, node: SimulatedNode, delay: float = 0.0) -> SimulatedNode:
+        """Bring a node up, its first tick after `delay`."""
+        node.index = len(self.nodes)
         self.nodes[node.peer_id] = node
-        self.start(node)
+        self.start(node, delay)
         return node
 
-    def start(self, node: SimulatedNode) -> None:
+    def start(self, node: SimulatedNode, delay: float = 0.0) -> None:
         """Start a node from what it has stored."""
         node.incarnation += 1
-        book = RosterBook()
-        for signed in node.rosters:
-            book.add(signed)
+        node.started_at = self.now
+        node.dies_within = None
+        book = RosterBook(read=self._read_roster)
+        for signed in node.disk.rosters:
+            book.restore(signed)
+        chance = f"{self._seed}/{node.peer_id}/{node.incarnation}"
         core = Core(
             own_id=node.peer_id,
             sign=lambda data: sign(node.seed, DELTA, data),
             book=book,
-            rng=random.Random(f"{node.peer_id}/{node.incarnation}"),  # noqa: S311
+            rng=random.Random(chance),  # noqa: S311
+            addresses=(f"/sim/{node.index}",),
+            liveness=self._timers.liveness,
+            read_delta=self._read_delta,
+            recall=lambda fact: node.disk.deltas[fact].signed,
         )
-        node.core = core
-        node.replay = Replay(
-            self.run, lambda: self.genesis, node.checkpoints, lambda fact: self._payload(node, fact)
-        )
+        node.core = self.wrap(node, core)
+        node.wanted |= dict.fromkeys(p for p in self.contacts or () if p != node.peer_id)
+        node.offered.clear()
+        self.folds.start(node)
         core.start_run(
             self.run,
-            held=[d.signed for d in node.deltas.values()],
-            proofs=[Proof.decode(p) for p in node.proofs],
-            round_=max(node.checkpoints.chains(), default=0),
+            held=[d.signed for d in node.disk.deltas.values()],
+            proofs=[Proof.decode(p) for p in node.disk.proofs],
+            adopted=node.disk.adopted,
+            round_=max(node.disk.checkpoints.chains(), default=0),
         )
-        self._tick(node, node.incarnation)
+        self.later(delay, self._tick, node, node.incarnation)
+        self.later(delay, self._sync, node, node.incarnation)
 
-    def crash(self, node: SimulatedNode) -> None:
-        """The process is gone; what was stored stays."""
+    def crash(self, node: SimulatedNode, *, lose: bool = False) -> None:
+        """The process is gone; what was stored stays, but for what was not synced if `lose`."""
         node.core = None
         node.incarnation += 1
-        for pair in self._pairs_of(node):
-            self._hang_up(pair)
+        if lose:
+            node.disk.lose(self.rng)
+        node.disk.unsynced.clear()
+        for peer in list(node.up):
+            self.wires.hang_up(node, self.nodes[peer])
 
     def run_until(self, when: float) -> None:
         """Let the world run."""
-        while self._heap and self._heap[0][0] <= when:
-            self.now, _, action = heapq.heappop(self._heap)
-            action()
+        heap = self._heap
+        while heap and heap[0][0] <= when:
+            self.now, _, action, arguments = heapq.heappop(heap)
+            action(*arguments)
         self.now = when
+
+    def later(self, delay: float, action: Callable[..., None], *arguments: Any) -> None:
+        """Do something after a while."""
+        self._count += 1
+        heapq.heappush(self._heap, (self.now + delay, self._count, action, arguments))
 
     def give(self, node: SimulatedNode, event: Event) -> None:
         """Hand an event to a node now."""
         if node.core is None:
             return
-        for effect in node.core.handle(event, self.now):
+        self.events += 1
+        if self._trace is not None:
+            self._write_trace(node, event)
+        effects = node.core.handle(event, node.clock.read(self.now))
+        dies = node.dies_within is not None and bool(effects)
+        if dies:
+            effects = effects[: node.dies_within]
+        for effect in effects:
             self._perform(node, effect)
-        self.after_event(node)
+        self.watch(node, event, effects)
+        if dies:
+            self.crash(node, lose=True)
 
-    def _later(self, delay: float, action: Callable[[], None]) -> None:
-        self._count += 1
-        heapq.heappush(self._heap, (self.now + delay, self._count, action))
+    def _write_trace(self, node: SimulatedNode, event: Event) -> None:
+        trace = self._trace
+        assert trace is not None
+        trace.update(_EVENT.pack(self.now, node.index))
+        if isinstance(event, Received):
+            trace.update(event.frame)
+        else:
+            trace.update(type(event).__name__.encode())
 
-    def _give_later(self, delay: float, node: SimulatedNode, event: Event) -> None:
-        incarnation = node.incarnation
+    def give_later(self, delay: float, node: SimulatedNode, event: Event) -> None:
+        """Hand an event to a node after a while, unless its process is another one by then."""
+        self.later(delay, self._deliver_event, node, node.incarnation, event)
 
-        def deliver() -> None:
-            if node.incarnation == incarnation:
-                self.give(node, event)
-
-        self._later(delay, deliver)
-
-    def _latency(self) -> float:
-        return self._rng.uniform(self.links.low_latency, self.links.high_latency)
+    def _deliver_event(self, node: SimulatedNode, incarnation: int, event: Event) -> None:
+        if node.incarnation == incarnation:
+            self.give(node, event)
 
     def _tick(self, node: SimulatedNode, incarnation: int) -> None:
         if node.incarnation != incarnation:
             return
-        self._connect(node)
-        self.give(node, Tick(START + dt.timedelta(seconds=self.now)))
-        self._later(TICK, lambda: self._tick(node, incarnation))
+        self.wires.connect(node)
+        self.give(node, Tick(node.clock.wall(self.now)))
+        self.later(self._timers.tick_s / node.clock.rate, self._tick, node, incarnation)
 
-    # --- connections ---------------------------------------------------------------------------
-
-    def _connect(self, node: SimulatedNode) -> None:
-        for pair in self._pairs_of(node):
-            if self.links.cut(*sorted(pair)):
-                self._hang_up(pair)
-        for other in self.nodes.values():
-            pair = frozenset((node.peer_id, other.peer_id))
-            if len(pair) == 2 and pair not in self._up and self._can_connect(node, other):
-                self._up.add(pair)
-                delay = HANDSHAKES * self._latency()
-                self._give_later(delay, node, Connected(other.peer_id))
-                self._give_later(delay, other, Connected(node.peer_id))
-                self._offer_roster(node, other, delay)
-                self._offer_roster(other, node, delay)
-
-    def _can_connect(self, node: SimulatedNode, other: SimulatedNode) -> bool:
-        if node.core is None or other.core is None or self.links.cut(node.peer_id, other.peer_id):
-            return False
-        return all(
-            n.core is not None
-            and n.core.book.current is not None
-            and n.core.book.current.member(m.peer_id) is not None
-            for n, m in ((node, other), (other, node))
-        )
-
-    def _offer_roster(self, node: SimulatedNode, other: SimulatedNode, delay: float) -> None:
-        assert node.core is not None
-        current = node.core.book.current
-        signed = node.core.book.signed(current.hash) if current is not None else None
-        if signed is not None:
-            self._give_later(delay, other, RosterOffered(signed))
-
-    def _pairs_of(self, node: SimulatedNode) -> list[frozenset[str]]:
-        """Its connections, in an order that does not depend on how strings are hashed."""
-        return sorted((p for p in self._up if node.peer_id in p), key=sorted)
-
-    def _hang_up(self, pair: frozenset[str]) -> None:
-        self._up.discard(pair)
-        a, b = sorted(pair)
-        self._give_later(0.0, self.nodes[a], Disconnected(b))
-        self._give_later(0.0, self.nodes[b], Disconnected(a))
+    def _sync(self, node: SimulatedNode, incarnation: int) -> None:
+        if node.incarnation == incarnation:
+            node.disk.unsynced.clear()
+            self.later(self._timers.sync_s, self._sync, node, incarnation)
 
     # --- effects -------------------------------------------------------------------------------
 
-    def _perform(self, node: SimulatedNode, effect: Effect) -> None:  # noqa: C901 - a flat table
+    def _perform(self, node: SimulatedNode, effect: Effect) -> None:  # noqa: C901, PLR0912 - a flat table
         match effect:
             case Send():
-                self._deliver(node, effect.peer, effect.frame)
+                self.wires.send(node, effect.peer, effect.frame)
             case SendStored():
-                deltas = tuple(node.deltas[f].encode() for f in effect.deltas)
+                deltas = tuple(node.disk.deltas[f].encode() for f in effect.deltas)
                 frame = encode_message(Facts(deltas, effect.rosters, effect.proofs))
-                self._deliver(node, effect.peer, frame)
+                sent = self.wires.send(node, effect.peer, frame)
+                self.nodes[effect.peer].fact_bytes_received += sent
+            case SendWitness():
+                shown = witness_of(effect.peer, (d.signed for d in node.disk.deltas.values()))
+                self.wires.send(node, effect.peer, encode_message(shown))
+            case Keep():
+                node.wanted[effect.peer] = None
+            case StopDialling():
+                node.wanted.pop(effect.peer, None)
             case StoreDelta():
-                node.deltas[effect.delta.fact] = effect.delta
+                node.disk.keep(effect.delta, durable=effect.own)
             case StoreProof():
-                node.proofs.append(effect.proof)
+                node.disk.keep_proof(effect.proof)
+            case StoreRoster():
+                node.disk.rosters.append(effect.signed)
             case Disconnect():
-                pair = frozenset((node.peer_id, effect.peer))
-                if pair in self._up:
-                    self._hang_up(pair)
+                if effect.peer in node.up:
+                    self.wires.hang_up(node, self.nodes[effect.peer])
             case Fold():
                 self._fold(node, effect)
             case Train():
@@ -282,64 +274,79 @@ class EventHeap:
             case Note():
                 node.notes.append(effect)
             case _:
-                pass  # addresses are known to all here, and rosters are kept by the book
-
-    def _deliver(self, node: SimulatedNode, peer: str, frame: bytes) -> None:
-        other = self.nodes[peer]
-        if frozenset((node.peer_id, peer)) not in self._up:
-            return
-        if self.links.cut(node.peer_id, peer) or self._rng.random() < self.links.loss:
-            return
-        other.bytes_received += len(frame)
-        way = (node.peer_id, peer)
-        earliest = self._last_arrival.get(way, 0.0) + 1e-6  # a connection keeps its order
-        arrival = max(earliest, self.now + self._latency())
-        self._last_arrival[way] = arrival
-        self._give_later(arrival - self.now, other, Received(node.peer_id, frame))
-
-    def _payload(self, node: SimulatedNode, fact: bytes) -> Payload:
-        data = node.deltas[fact].payload
-        return decode_payload(
-            data, num_parameters=self.run.num_parameters, max_released=self.run.max_released
-        )
+                pass
 
     def _fold(self, node: SimulatedNode, effect: Fold) -> None:
-        assert node.replay is not None
-        state = node.replay.fold(effect)
+        found = self.folds.fold(node, effect)
+        if found is None:
+            self.give_later(DISK_SECONDS, node, FoldFellShort())
+            return
+        state, chain = found
         node.model = state.model.copy()
-        folded = Folded(effect.round, node.replay.chain, model_hash(state))
-        self._give_later(0.01, node, folded)
+        folded = Folded(effect.round, chain, self.folds.hash_of(chain, state))
+        self.give_later(DISK_SECONDS, node, folded)
         offers = []
-        for round_, (held, chain) in node.checkpoints.held.items():
-            digest = fact_hash(chain + model_hash(held))
-            node.offered[digest] = (held, chain)
-            offers.append(CheckpointOffer(round_, chain, digest, 1 + held.model.nbytes))
-        self._give_later(0.01, node, CheckpointsChanged(tuple(offers)))
+        for round_, (held, stands_for) in node.disk.checkpoints.held.items():
+            digest = fact_hash(stands_for + self.folds.hash_of(stands_for, held))
+            node.offered[digest] = (held, stands_for)
+            offers.append(CheckpointOffer(round_, stands_for, digest, 1 + held.model.nbytes))
+        held_now = {offer.digest for offer in offers}
+        node.offered = {d: kept for d, kept in node.offered.items() if d in held_now}
+        self.give_later(DISK_SECONDS, node, CheckpointsChanged(tuple(offers)))
+        facts = node.core.facts if node.core is not None else None
+        if facts is not None:
+            adopted = facts.adopted
+            node.disk.adopted = adopted and (*adopted, facts.adopted_under)
+
+    # --- training: debit, draw, output, release --------------------------------------------------
 
     def _train_later(self, node: SimulatedNode, effect: Train) -> None:
-        payload = self._train(node.peer_id, effect.round, node.model)
-        node.trained_rounds.append(effect.round)
+        seconds = self._train_seconds(node.peer_id) * node.slowness
+        heads = node.core.witnesses.heads if node.core is not None else ()
+        if not set(heads) <= node.disk.ledger.known:
+            refused = TrainingEnded(effect.round, "rolled-back", "the ledger is an older copy")
+            self.give_later(seconds, node, refused)
+            return
+        kept = effect.round in node.disk.ledger.outputs
+        step = self._release if kept else self._debit
+        self.later(seconds, step, node, node.incarnation, effect, node.model)
+
+    def _debit(
+        self, node: SimulatedNode, incarnation: int, effect: Train, model: NDArray[np.int32]
+    ) -> None:
+        if node.incarnation == incarnation:
+            node.disk.ledger.debit(effect.round)
+            node.trained_rounds.append(effect.round)
+            self.later(DISK_SECONDS, self._draw, node, incarnation, effect, model)
+
+    def _draw(
+        self, node: SimulatedNode, incarnation: int, effect: Train, model: NDArray[np.int32]
+    ) -> None:
+        if node.incarnation == incarnation:
+            payload = self.folds.encode(self._train(node.peer_id, effect.round, model))
+            node.disk.ledger.keep(effect.round, payload)
+            self.later(DISK_SECONDS, self._release, node, incarnation, effect, model)
+
+    def _release(
+        self, node: SimulatedNode, incarnation: int, effect: Train, _model: NDArray[np.int32]
+    ) -> None:
+        payload, debits, head = node.disk.ledger.outputs[effect.round]
         released = Released(
             round=effect.round,
-            payload=encode_payload(payload),
-            num_released=payload.indices.size,
+            payload=payload,
+            num_released=self.folds.decode(payload).values.size,
             mechanism=self.run.mechanism,
-            spent_nano_rho=len(node.trained_rounds),
-            releases=len(node.trained_rounds),
-            ledger_head=node.ledger_head,
+            spent_nano_rho=debits,
+            releases=debits,
+            ledger_head=head,
         )
-        self._give_later(self._train_seconds(node.peer_id), node, released)
+        self._deliver_event(node, incarnation, released)
 
     def _fetch(self, node: SimulatedNode, effect: FetchCheckpoint) -> None:
-        found = next(
-            (
-                self.nodes[p].offered[effect.offer.digest]
-                for p in effect.peers
-                if effect.offer.digest in self.nodes[p].offered
-            ),
-            None,
-        )
+        digest = effect.offer.digest
+        holders = (self.nodes[p] for p in effect.peers if p in self.nodes)
+        found = next((n.offered[digest] for n in holders if digest in n.offered), None)
         if found is not None:
-            node.checkpoints.save(*found)
-        arrived = CheckpointFetched(effect.offer, ok=found is not None)
-        self._give_later(2 * self._latency(), node, arrived)
+            node.disk.checkpoints.save(*found)
+        delay = 2 * self.wires.latency(node, node)
+        self.give_later(delay, node, CheckpointFetched(effect.offer, ok=found is not None))

@@ -10,17 +10,19 @@ import tempfile
 import time
 from pathlib import Path
 
-from dense import cast_of, run_of
+from digits import cast_of, run_of
 from rows import Row, interleaved, parser, show
 
 from p2pfed.demo.federation import Daemon, Federation, wait_for
 from p2pfed.demo.plan import Cast, Hospital
+from p2pfed.identity.rules import Outer
 
 SIZES = (1_000_000, 10_000_000)
 STARTS = 5
 CALLS = 21
 TRAINERS = 3
 ROUNDS = 4
+CONSTANTS = run_of(ROUNDS, share="0.1", outer=Outer("fedadam", 0.01), robust="clip-median")
 DEADLINE = 600.0
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -75,7 +77,7 @@ def _peak(folder: Path, size: int, idle: float) -> Row:
     """The largest network process of a network that trains a model of this size."""
     federation = Federation(folder / "net", cast_of(size, TRAINERS), epsilon="0")
     with federation.running():
-        federation.make_run("bench", run_of(ROUNDS), seed=0)
+        federation.make_run("bench", CONSTANTS, seed=0)
         federation.write_bootstrap()
         daemons = list(federation.daemons.values())
         roster = federation.stewards.admit([d.member for d in daemons])
