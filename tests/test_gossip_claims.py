@@ -24,7 +24,7 @@ PLAN = Seating(NET.book()).current()
 CROWD = Liveness(full_mesh=2)
 RUN = b"r" * 32
 CLAIMS = st.tuples(
-    st.integers(1, SIZE - 1), st.builds(Claim, st.integers(0, 40), st.sampled_from([b"", RUN[:8]]))
+    st.integers(1, SIZE - 1), st.builds(Claim, st.integers(0, 40), st.sampled_from([b"", RUN[:4]]))
 )
 
 
@@ -47,7 +47,7 @@ def test_claims_merge_alike_in_whatever_order_and_however_often_they_come(claims
 @given(st.dictionaries(st.integers(0, SIZE - 1), st.integers(0, MAX_STAMP - 1)))
 def test_what_is_read_is_what_was_told(stamps):
     hearsay = Hearsay(peer_of(0))
-    hearsay.table = {peer_of(i): Claim(stamp, RUN[:8]) for i, stamp in stamps.items()}
+    hearsay.table = {peer_of(i): Claim(stamp, RUN[:4]) for i, stamp in stamps.items()}
     told = hearsay.everything(PLAN, compare=True)
     assert dict(Hearsay.read(told, PLAN)) == hearsay.table
     assert told.digest == hearsay.digest()
@@ -56,7 +56,7 @@ def test_what_is_read_is_what_was_told(stamps):
 @pytest.mark.parametrize("data", [b"\x80", b"\x01", b"\xff" * 10 + b"\x00\x00", b"\x06\x04"])
 def test_records_that_are_cut_short_or_beyond_the_roster_are_refused(data):
     with pytest.raises(RemoteProtocolError):
-        Hearsay.read(Claims(PLAN.prefix, b"", ((RUN[:8], data),)), PLAN)
+        Hearsay.read(Claims(PLAN.prefix, b"", ((RUN[:4], data),)), PLAN)
 
 
 @given(st.binary(max_size=60))
@@ -70,12 +70,12 @@ def test_random_records_are_claims_about_members_or_refused(data):
 
 def test_who_hears_that_it_is_gone_says_louder_that_it_is_not():
     hearsay = Hearsay(peer_of(0))
-    hearsay.speak(Kind.CONTRIBUTES, RUN[:8])
+    hearsay.speak(Kind.CONTRIBUTES, RUN[:4])
     own = hearsay.table[peer_of(0)]
     hearsay.hear(peer_of(0), own.of_kind(Kind.LEFT))
     assert hearsay.table[peer_of(0)].kind is Kind.CONTRIBUTES
     assert hearsay.table[peer_of(0)].count == own.count + 1
-    hearsay.speak(Kind.CONTRIBUTES, RUN[:8])  # nothing new
+    hearsay.speak(Kind.CONTRIBUTES, RUN[:4])  # nothing new
     assert hearsay.table[peer_of(0)].count == own.count + 1
 
 
@@ -200,7 +200,7 @@ def test_a_claim_against_one_that_speaks_to_us_goes_to_that_one_alone():
 def test_who_is_slandered_counts_again_with_its_next_delta():
     """A stamp so high that its subject cannot outbid it; deltas are signed, claims are not."""
     node = speaking(1)[0]
-    node.membership.claimed(node.membership.get(peer_of(1)), Claim(MAX_STAMP - 1, RUN[:8]), 0.0)
+    node.membership.claimed(node.membership.get(peer_of(1)), Claim(MAX_STAMP - 1, RUN[:4]), 0.0)
     assert peer_of(1) in node.presence(7).left
     node.membership.vouch(peer_of(1), 7)
     assert peer_of(1) in node.presence(7).contributing

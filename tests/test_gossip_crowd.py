@@ -9,6 +9,7 @@ import pytest
 from consortium import peer_of
 from scenario import World, facts_of
 
+from p2pfed.gossip.attendance import Attendance
 from p2pfed.gossip.events import JoinNetwork, LeaveNetwork
 from p2pfed.gossip.membership import Liveness, State
 from p2pfed.simulate.heap import Timers
@@ -53,7 +54,9 @@ def test_everybody_is_waited_for_whether_neighbour_or_not():
     world = crowd(rounds=12, quorum=1.0, deadline_s=60.0, min_live=0.9)
     world.add(*range(12))
     world.run_until(20)
-    presences = [node.core._presence() for node in world.nodes]
+    presences = [
+        Attendance(n.core.membership).of(world.run.run_id, 0, contributes=True) for n in world.nodes
+    ]
     assert all(len(p.contributing) == 12 for p in presences)
     assert all(p.in_run < p.alive for p in presences)
 

@@ -150,8 +150,8 @@ def test_seats_that_there_are_not_are_refused(seats):
 def test_another_run_and_rounds_beyond_the_last_are_none_of_our_business():
     node, full = Node((0, 0)), encode_seats(0b11111, 5)
     told = shown(node, 0)
-    assert node.spread.on_held("x", Held(b"?" * 8, told.roster, False, told.portions), 0.0) == []
-    assert node.spread.on_wanted("x", Wanted(b"?" * 8, told.roster, told.portions)) == []
+    assert node.spread.on_held("x", Held(b"?" * 4, told.roster, False, told.portions), 0.0) == []
+    assert node.spread.on_wanted("x", Wanted(b"?" * 4, told.roster, told.portions)) == []
     beyond = Held(told.run, told.roster, False, (Portion(RUN.rounds, full),))
     assert node.spread.on_held("x", beyond, 0.0) == []
     without_run = Sync(NET.book(), lambda _key: False).spread

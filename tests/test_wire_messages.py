@@ -38,6 +38,7 @@ from p2pfed.wire.messages import (
 )
 from p2pfed.wire.spreading import Claims, Crowded, Held, Ping, Portion, Wanted
 
+H4 = st.binary(min_size=4, max_size=4)
 H8 = st.binary(min_size=8, max_size=8)
 SEATS = st.binary(max_size=129)
 H16 = st.binary(min_size=16, max_size=16)
@@ -75,10 +76,10 @@ MESSAGES = st.one_of(
     st.builds(Addresses, st.lists(st.tuples(TEXTS, ADDRESSES), max_size=3).map(tuple)),
     st.builds(Digest, H32, ROUNDS, st.lists(RANGES, max_size=4).map(tuple)),
     st.builds(
-        Held, H8, H8, st.booleans(), st.lists(st.builds(Portion, ROUNDS, SEATS, H8)).map(tuple)
+        Held, H4, H4, st.booleans(), st.lists(st.builds(Portion, ROUNDS, SEATS, H4)).map(tuple)
     ),
-    st.builds(Wanted, H8, H8, st.lists(st.builds(Portion, ROUNDS, SEATS)).map(tuple)),
-    st.builds(Claims, H8, H8, st.lists(st.tuples(H8, SEATS)).map(tuple)),
+    st.builds(Wanted, H4, H4, st.lists(st.builds(Portion, ROUNDS, SEATS)).map(tuple)),
+    st.builds(Claims, H4, H8, st.lists(st.tuples(H4, SEATS)).map(tuple)),
     st.builds(Ping, st.integers(0, (1 << 63) - 1)),
     st.builds(Have, H32, st.integers(DOCUMENTS, 1 << 31), st.booleans(), NAMES),
     st.builds(Want, H32, NAMES),
@@ -108,9 +109,9 @@ ONE_OF_EACH = [
     Checkpoints(b"r" * 32, (CheckpointOffer(8, b"c" * 32, b"d" * 32, 12345),)),
     AskWitness(),
     Witness(((b"header", b"s" * 64), (b"another", b"t" * 64))),
-    Held(b"r" * 8, b"o" * 8, False, (Portion(3, b"\x00\x05", b"d" * 8), Portion(4, b"\x01"))),
-    Wanted(b"r" * 8, b"o" * 8, (Portion(3, b"\x01\x02"),)),
-    Claims(b"o" * 8, b"d" * 8, ((b"r" * 8, b"\x00\x05\x01\x81\x01"), (b"", b"\x02\x04"))),
+    Held(b"r" * 4, b"o" * 4, False, (Portion(3, b"\x00\x05", b"d" * 4), Portion(4, b"\x01"))),
+    Wanted(b"r" * 4, b"o" * 4, (Portion(3, b"\x01\x02"),)),
+    Claims(b"o" * 4, b"d" * 8, ((b"r" * 4, b"\x00\x05\x01\x81\x01"), (b"", b"\x02\x04"))),
     Crowded(),
     Ping(7),
 ]

@@ -28,13 +28,13 @@ from enum import IntEnum
 
 from p2pfed.errors import RemoteProtocolError
 from p2pfed.gossip.seating import Plan
-from p2pfed.wire.spreading import MAX_PORTIONS, PREFIX_BYTES, Claims
+from p2pfed.wire.spreading import MAX_PORTIONS, TABLE_DIGEST_BYTES, Claims
 
 __all__ = ["Claim", "Hearsay", "Kind"]
 
 MAX_STAMP = 1 << 56
 NEWS_AT_ONCE = 128  # claims in one message of news
-_SUM = (1 << 8 * PREFIX_BYTES) - 1
+_SUM = (1 << 8 * TABLE_DIGEST_BYTES) - 1
 EXTRA_CONTACTS = 3  # a rumour is told log2(members) times and this many more
 
 
@@ -56,7 +56,7 @@ class Claim:
 
     Attributes:
         stamp: 4 * count + kind.
-        run: First 8 bytes of the id of the run that it takes part in, or empty.
+        run: First 4 bytes of the id of the run that it takes part in, or empty.
     """
 
     stamp: int
@@ -160,7 +160,7 @@ class Hearsay:
 
     def digest(self) -> bytes:
         """Digest of the table: the sum of its claims' hashes, 8 bytes."""
-        return self._sum.to_bytes(PREFIX_BYTES, "little")
+        return self._sum.to_bytes(TABLE_DIGEST_BYTES, "little")
 
     def _message(self, plan: Plan, peers: Iterable[str], digest: bytes) -> Claims:
         groups: dict[bytes, list[tuple[int, int]]] = {}
@@ -195,7 +195,7 @@ class Hearsay:
 
 def _hash(peer: str, claim: Claim) -> int:
     data = f"{peer} {claim.stamp} ".encode() + claim.run
-    return int.from_bytes(hashlib.blake2b(data, digest_size=PREFIX_BYTES).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=TABLE_DIGEST_BYTES).digest(), "little")
 
 
 def _packed(records: list[tuple[int, int]]) -> bytes:

@@ -152,14 +152,17 @@ class Heartbeat:
         if said is None or self._matters(beat) != self._matters(said):
             self._said, self._said_at = beat, now
             return [self._beat(peer, beat, now) for peer in linked]
+        told: list[Peer] = []
         if now >= self._said_at + self._liveness.introduce_interval:
             self._said, self._said_at = beat, now
             partner = self._membership.get(self._neighbours.partner() or "")
             told = linked if not crowd else [partner] if partner is not None else []
-            return [self._beat(peer, beat, now) for peer in told]
         quiet_after = self._liveness.quiet_after if crowd else 0.0
         quiet = [p for p in linked if p.last_heard + quiet_after < now]
-        return [send(p.peer_id, Ping(self._count(p, now))) for p in quiet]
+        effects: list[Effect] = [self._beat(peer, beat, now) for peer in told]
+        return effects + [
+            send(p.peer_id, Ping(self._count(p, now))) for p in quiet if p not in told
+        ]
 
     def _matters(self, beat: Beat) -> tuple[object, ...]:
         """What all neighbours must know at once; the rest is for people."""

@@ -1,7 +1,7 @@
 """Three pictures of simulated runs: consensus, coverage, bytes; one line per seed and their median.
 
 Colours are the Okabe-Ito set (distinguishable with colour-blindness); single seeds are thin and
-grey, what the reader should look at is thick, coloured and labelled in place.
+grey, what the reader should look at is thick, coloured, and of its own line style.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _lines(
     label: str,
     style: str = "-",
 ) -> None:
-    """Every curve thin, and the median over the curves thick, with its label at its end."""
+    """Every curve thin, and the median over the curves thick."""
     for x, y in curves:
         axes.plot(x, y, color=GREY, lw=0.6, alpha=0.5)
     length = max((len(x) for x, _ in curves), default=0)
@@ -70,16 +70,15 @@ def _lines(
         return
     longest = next(x for x, _ in curves if len(x) == length)
     median = [statistics.median(y[min(i, len(y) - 1)] for _, y in curves) for i in range(length)]
-    axes.plot(longest, median, color=colour, lw=2.2, ls=style)
-    axes.annotate(
-        label,
-        (longest[-1], median[-1]),
-        xytext=(-4, 6),
-        textcoords="offset points",
-        ha="right",
-        va="bottom",
-        color=colour,
-    )
+    axes.plot(longest, median, color=colour, lw=2.2, ls=style, label=label)
+
+
+def _legend(axes: Axes) -> None:
+    """Above the axes: curves that end in one point would hide labels in place."""
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(
+            loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, handlelength=2.6
+        )
 
 
 def _over_time(
@@ -104,7 +103,7 @@ def _consensus(seeds: Sequence[Mapping[str, Any]], _data: Mapping[str, Any]) -> 
         ("round_median", BLUE, "--"),
         ("round_least", ORANGE, ":"),
     ):
-        label = key.removeprefix("round_")
+        label = {"most": "first node", "median": "median node", "least": "last node"}[key[6:]]
         _lines(axes[1], _over_time(seeds, key), colour=colour, label=label, style=style)
     axes[1].set_ylabel("round")
     if scored:
@@ -118,6 +117,8 @@ def _consensus(seeds: Sequence[Mapping[str, Any]], _data: Mapping[str, Any]) -> 
         )
         axes[2].set_ylabel("score of the model")
     axes[-1].set_xlabel("simulated time, minutes")
+    for one in axes:
+        _legend(one)
     return figure
 
 
@@ -132,7 +133,8 @@ def _coverage(seeds: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -> Fi
     if max((len(x) for x, _ in curves), default=0) > 40:
         axes.set_xscale("log")
     axes.set_xlabel(f"gossip intervals ({data['gossip_interval_s']:g} s) since the release")
-    axes.set_ylabel("deltas held by the\nmembers that were up")
+    axes.set_ylabel("deltas held by the nodes\nstarted before the release")
+    _legend(axes)
     return figure
 
 
@@ -147,4 +149,5 @@ def _bytes(seeds: Sequence[Mapping[str, Any]], _data: Mapping[str, Any]) -> Figu
     axes.set_ylim(bottom=0)
     axes.set_xlabel("simulated time, minutes")
     axes.set_ylabel("kB received per node and\nround so far (median node)")
+    _legend(axes)
     return figure

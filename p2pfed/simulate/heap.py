@@ -131,7 +131,7 @@ class EventHeap:
 
     def add(self, node: SimulatedNode, delay: float = 0.0) -> SimulatedNode:
         """Bring a node up, its first tick after `delay`."""
-        node.index = len(self.nodes)
+        node.index, node.born_at = len(self.nodes), self.now
         self.nodes[node.peer_id] = node
         self.start(node, delay)
         return node

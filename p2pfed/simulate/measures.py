@@ -1,14 +1,15 @@
 """What a simulated run is measured by: consensus, coverage, bytes, rounds.
 
 Consensus is how many different models the honest nodes hold, and how good the worst and the best
-are where the training can say. Coverage is the share of (delta, honest member) pairs that are held,
-by gossip intervals since the release. Plain numbers, ready for JSON.
+are where the training can say. Coverage is the share of (delta, node) pairs that arrived, of all
+nodes that had been started by the release, by gossip intervals since then. Plain numbers, ready for
+JSON.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from p2pfed.gossip.events import Effect, StoreDelta
@@ -32,18 +33,22 @@ class Measures:
         self.points: list[dict[str, Any]] = []
         self._interval = interval
         self._training = training
-        self._released: dict[bytes, float] = {}  # name -> when
-        self._arrived = [0] * (LONGEST + 1)
+        self._released: dict[bytes, tuple[float, int]] = {}  # name -> (when, its number)
+        self._held: dict[int, int] = {}  # node -> bits: which releases arrived, so that none counts
+        self._arrived = [0] * (LONGEST + 1)  # twice after a crash that lost it
         self._expected = 0
         self._scores: dict[bytes, float | None] = {}
 
-    def watch(self, now: float, effects: Iterable[Effect], up: Callable[[], int]) -> None:
+    def watch(
+        self, node: SimulatedNode, now: float, effects: Iterable[Effect], started: int
+    ) -> None:
         """Take in what a node stored.
 
         Args:
+            node: The node.
             now: The true time.
             effects: What it did.
-            up: Says how many nodes are up.
+            started: How many nodes were ever started.
         """
         for effect in effects:
             if not isinstance(effect, StoreDelta):
@@ -51,11 +56,16 @@ class Measures:
             fact = effect.delta.fact
             if effect.own:
                 if fact not in self._released:
-                    self._released[fact] = now
-                    self._expected += up() - 1
+                    self._released[fact] = (now, len(self._released))
+                    self._expected += started - 1
             elif fact in self._released:
-                age = int((now - self._released[fact]) / self._interval)
-                self._arrived[min(age, LONGEST)] += 1
+                self._arrive(node, now, *self._released[fact])
+
+    def _arrive(self, node: SimulatedNode, now: float, released: float, number: int) -> None:
+        held = self._held.get(node.index, 0)
+        if node.born_at <= released and not held >> number & 1:
+            self._held[node.index] = held | 1 << number
+            self._arrived[min(int((now - released) / self._interval), LONGEST)] += 1
 
     def sample(self, now: float, nodes: list[SimulatedNode]) -> None:
         """One point of every curve."""

@@ -176,6 +176,7 @@ class SimulatedNode:
         self.clock = Clock()
         self.core: Core | None = None
         self.incarnation = 0
+        self.born_at = 0.0  # when it was first started
         self.started_at = 0.0
         self.slowness = 1.0  # latency and training take so many times longer
         self.dies_within: int | None = None  # effects it still performs of the next list, then dies

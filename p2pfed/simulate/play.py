@@ -119,7 +119,7 @@ class Stage:
     def _watch(self, node: SimulatedNode, event: Event, effects: list[Effect]) -> None:
         if effects:
             self.invariants.watch(node, event, effects)
-            self.measures.watch(self.heap.now, effects, lambda: self.timeline.up)
+            self.measures.watch(node, self.heap.now, effects, len(self.timeline.nodes))
 
     def _every(self, seconds: float, what: Callable[[], None]) -> None:
         def again() -> None:

@@ -144,8 +144,9 @@ def load_scenario(where: str) -> Scenario:
         return read_scenario(inside.read_text("utf-8"), where)
     try:
         text = Path(where).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+    except (OSError, ValueError) as error:
+        undecodable = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error
+        reason = error.strerror if isinstance(error, OSError) else undecodable
         raise ConfigError(
             f"cannot read the scenario {where}", str(reason), "run: p2pfed simulate --list"
         ) from error

@@ -95,9 +95,10 @@ def train_local(
             optimizer.zero_grad(set_to_none=True)
             task.loss(model(x), y).mean().backward()
             optimizer.step()
-            with torch.no_grad():
-                for parameter, part in zip(model.parameters(), shifts, strict=False):
-                    parameter.add_(part)
+            if shifts:
+                with torch.no_grad():
+                    for parameter, part in zip(model.parameters(), shifts, strict=True):
+                        parameter.add_(part)
     trained = get_vector(model)
     if not np.isfinite(trained).all():
         raise UpdateRejected(

@@ -2,7 +2,7 @@
 
 A *seat* is a member's place in the sorted peer ids of one roster version; both sides hold that
 roster, so a set of members is a bit field (`wire/seats.py`) and a whole round of a thousand
-hospitals is told in at most 128 bytes. Runs and rosters go by the first 8 bytes of their hashes: a
+hospitals is told in at most 128 bytes. Runs and rosters go by the first 4 bytes of their hashes: a
 mix-up costs a question in vain, never a wrong belief, for what arrives is checked by itself.
 
 What they mean is told in `gossip/spread.py` (Held, Wanted), `gossip/rumours.py` (Claims),
@@ -20,6 +20,7 @@ __all__ = [
     "MAX_PORTIONS",
     "PREFIX_BYTES",
     "READERS",
+    "TABLE_DIGEST_BYTES",
     "Claims",
     "Crowded",
     "Held",
@@ -30,7 +31,8 @@ __all__ = [
     "encode_spreading",
 ]
 
-PREFIX_BYTES = 8
+PREFIX_BYTES = 4
+TABLE_DIGEST_BYTES = 8
 MAX_PORTIONS = 64
 MAX_SEAT_BYTES = 129  # a kind and 1024 seats
 MAX_CLAIMS_BYTES = 1 << 14  # 1024 records of at most 12 bytes
@@ -44,7 +46,7 @@ class Portion:
     Attributes:
         round: The round.
         seats: Encoded bit field of seats.
-        digest: First 8 bytes of the round's digest; empty in a `Wanted` and in an answer.
+        digest: First 4 bytes of the round's digest; empty in a `Wanted` and in an answer.
     """
 
     round: int
@@ -57,8 +59,8 @@ class Held:
     """Whose deltas I hold of some rounds; answered by what the other side lacks, and holds more.
 
     Attributes:
-        run: First 8 bytes of the run id.
-        roster: First 8 bytes of the hash of the roster that gives the seats.
+        run: First 4 bytes of the run id.
+        roster: First 4 bytes of the hash of the roster that gives the seats.
         is_answer: These are the ones that you lack; say nothing but what you want of them.
         portions: One for each round.
     """
@@ -83,9 +85,9 @@ class Claims:
     """What is said about members' presence.
 
     Attributes:
-        roster: First 8 bytes of the hash of the roster that gives the seats.
-        digest: First 8 bytes of the digest of all that I have heard; empty: do not compare.
-        groups: (first 8 bytes of a run id or nothing, packed records: seat gap and stamp).
+        roster: First 4 bytes of the hash of the roster that gives the seats.
+        digest: Digest of all that I have heard, 8 bytes; empty: do not compare.
+        groups: (first 4 bytes of a run id or nothing, packed records: seat gap and stamp).
     """
 
     roster: bytes
@@ -154,7 +156,7 @@ def _read_claims(items: Items) -> Claims:
         return item.raw(0, PREFIX_BYTES), item.raw(longest=MAX_CLAIMS_BYTES)
 
     return Claims(
-        items.raw(PREFIX_BYTES), items.raw(0, PREFIX_BYTES), items.many(group, MAX_PORTIONS)
+        items.raw(PREFIX_BYTES), items.raw(0, TABLE_DIGEST_BYTES), items.many(group, MAX_PORTIONS)
     )
 
 

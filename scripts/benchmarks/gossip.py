@@ -41,7 +41,6 @@ from p2pfed.gossip.events import (
     Disconnected,
     Effect,
     Event,
-    Folded,
     Keep,
     LeaveNetwork,
     Received,
@@ -252,7 +251,6 @@ class Crowd:
             self.known[delta.fact] = delta
             assert node.core.progress is not None
             node.core.progress.round = round_
-            node.core.progress.folded = Folded(round_, bytes(32), delta.fact)
             for effect in node.core._intake.delta(delta):  # noqa: SLF001 - as a release does
                 if isinstance(effect, Send):
                     self._send(node, effect.peer, effect.frame, 0)
@@ -424,7 +422,7 @@ def found(size: int) -> list[Row]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; returns the exit code."""
     options = parser(__doc__.splitlines()[0])
-    options.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
+    options.add_argument("--sizes", type=int, nargs="*", default=list(SIZES))
     options.add_argument("--detection", type=int, nargs="*", default=list(DETECTION_SIZES))
     args = options.parse_args(argv)
     for size in args.sizes:
