@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from consortium import Consortium, hospital, peer_of, some_payload
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from p2pfed.errors import FactRejected
 from p2pfed.gossip.facts import RunFacts
 from p2pfed.wire.delta import Proof
 
@@ -157,3 +160,52 @@ def test_an_adopted_checkpoint_is_believed_until_the_archive_is_complete():
     joiner.archive_complete()
     assert joiner.adopted_round == 0
     assert joiner.chain(5) == whole.chain(5)
+
+
+def _changing_network():
+    """Deltas under three rosters, a member added, one revoked, one forgotten, one equivocating."""
+    net = Consortium(4)
+    run = net.run(rounds=8)
+    old = [net.delta(run, r, i) for r in range(4) for i in range(4)]
+    net.grow(hospital(5, 30))
+    mid = [net.delta(run, r, i) for r in (4, 5) for i in (0, 1, 2, 3, 5)]
+    net.publish(net.roster.revoke(peer_of(1), reason="key lost", from_round=2))
+    net.publish(net.roster.revoke(peer_of(3), reason="left the study", from_round=0))
+    new = [net.delta(run, r, i) for r in (6, 7) for i in (0, 2, 5)]
+    proof = Proof.of(mid[2].signed, net.delta(run, 4, 2, some_payload(run, 4, 2, 9)).signed)
+    return net, run, [*old, *mid, *new], proof
+
+
+CHANGING = _changing_network()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_one_hash_whatever_the_order_of_deltas_rosters_revocations_and_proofs(data):
+    net, run, deltas, proof = CHANGING
+    news = [("delta", d) for d in deltas] + [("proof", proof)]
+    news += [("roster", signed) for signed in net.signed[2:]]
+    order = data.draw(st.permutations(news))
+    book = net.book(1, 2)
+    facts, early = RunFacts(run, book), []
+    for kind, fact in order:
+        if kind == "delta":
+            facts.add(fact.signed, late=data.draw(st.booleans()))
+        elif kind == "proof":
+            facts.add_proof(fact)
+        else:
+            early.append(fact)
+            for signed in list(early):  # one may vouch for another that came before it
+                with contextlib.suppress(FactRejected):
+                    book.add(signed)
+                    early.remove(signed)
+            facts.rosters_changed()
+    for signed in net.signed[2:]:  # whoever was refused is sent again by the next peer
+        book.add(signed)
+    facts.rosters_changed()
+    facts.fold_late(facts.late_rounds)
+    whole = net.facts(run, deltas)
+    whole.add_proof(proof)
+    assert facts.chain(8) == whole.chain(8)
+    assert counted(facts, 8) == counted(whole, 8)
+    assert {origin for _, origin, _ in counted(whole, 8)} == {peer_of(i) for i in (0, 1, 2, 5)}
