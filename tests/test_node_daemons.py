@@ -38,7 +38,7 @@ from p2pfed.demo.plan import Cast, Hospital, run_constants
 from p2pfed.errors import AdminError
 from p2pfed.identity.roster import Roster
 from p2pfed.identity.signing import ROSTER, RUN, SignedDocument
-from p2pfed.privacy.accountant import epsilon_spent, rho_nano_allowed
+from p2pfed.privacy.accountant import Cost, epsilon_spent, rho_nano_allowed
 from p2pfed.privacy.ledger import Ledger
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -75,7 +75,7 @@ class Net:
     def _give_three_rounds(self, daemon: Daemon) -> None:
         """A lifetime budget for three and a half rounds of the run."""
         of_one = rho_nano_allowed(EPSILON, 1e-5) // ROUNDS
-        epsilon = epsilon_spent(int((THREE + 0.5) * of_one), 1e-5)
+        epsilon = epsilon_spent({Cost(int((THREE + 0.5) * of_one), None): 1}, 1e-5)
         file = daemon.folder / "p2pfed.toml"
         text = file.read_text()
         assert f'epsilon = "{EPSILON}"' in text

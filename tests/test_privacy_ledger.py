@@ -20,7 +20,7 @@ from p2pfed.errors import (
     PrivacyError,
     StateInUse,
 )
-from p2pfed.privacy.accountant import Budget, epsilon_spent
+from p2pfed.privacy.accountant import Budget, Cost, epsilon_spent
 from p2pfed.privacy.ledger import DataSetId, Ledger, ReleaseKey
 
 BUDGET = Budget(3.0, 1e-5)
@@ -33,8 +33,9 @@ def key(number, run=b"run"):
 
 
 def pay(ledger, dataset, number, rho_nano=CAP // 4, budget=BUDGET, run=b"run", **changes):
-    terms = {"mechanism": "svt", "unit": "patient", **changes}
-    return ledger.debit(dataset, key=key(number, run), rho_nano=rho_nano, budget=budget, **terms)
+    cost = Cost(rho_nano, None) if rho_nano else Cost.nothing()
+    terms = {"mechanism": "svt", "unit": "patient", "relation": "zero-out", "cost": cost, **changes}
+    return ledger.debit(dataset, key=key(number, run), budget=budget, **terms)
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_debits_and_outputs_survive_reopening(path):
         assert ledger.output(key(2)) is None
     spent = before[0]
     assert (spent.rho_nano, spent.debits, spent.releases) == (2 * (CAP // 4), 2, 1)
-    assert spent.epsilon == epsilon_spent(spent.rho_nano, 1e-5)
+    assert spent.epsilon == epsilon_spent({Cost(CAP // 4, None): 2}, 1e-5)
     assert stored.payload == b"noisy"
     assert stored.spent.rho_nano == CAP // 4
     assert stored.spent.head != spent.head
@@ -172,8 +173,8 @@ def test_a_release_without_privacy_is_remembered(ledger):
     ledger.store_output(pay(ledger, dataset, 1, 0, mechanism="none"), b"raw")
     spent = ledger.spent(dataset, delta=1e-5)
     assert (spent.rho_nano, spent.releases, spent.unprotected) == (0, 1, 1)
-    for rho_nano, mechanism in ((0, "svt"), (1, "none"), (-1, "svt")):
-        with pytest.raises(ValueError, match="rho_nano"):
+    for rho_nano, mechanism in ((0, "svt"), (1, "none")):
+        with pytest.raises(ValueError, match="does not fit"):
             pay(ledger, dataset, 2, rho_nano, mechanism=mechanism)
 
 

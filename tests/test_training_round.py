@@ -12,7 +12,7 @@ from torch import nn
 
 from p2pfed.config import Settings
 from p2pfed.identity.run import Outer, Run
-from p2pfed.privacy.accountant import epsilon_spent
+from p2pfed.privacy.accountant import Cost, epsilon_spent
 from p2pfed.privacy.gate import decode_release
 from p2pfed.privacy.ledger import Ledger, ReleaseKey
 from p2pfed.tasks.breast_cancer import BreastCancer
@@ -163,13 +163,13 @@ def test_all_releases_of_a_run_stay_within_its_epsilon(hospital_with):
     results = [hospital.run_round(run, r, VIEW, samples=SAMPLES) for r in range(5)]
     assert [type(r) for r in results] == [Released] * 4 + [Exhausted]
     assert results[4].releases == 4
-    assert 9.9 < epsilon_spent(results[4].spent_nano_rho, 1e-5) <= 10
+    assert 9.9 < epsilon_spent({Cost(results[4].spent_nano_rho, None): 1}, 1e-5) <= 10
 
 
 def test_a_lifetime_budget_of_three_rounds_allows_three_releases(hospital_with):
     run = make_run(rounds=40)
     one = hospital_with().run_round(run, 0, VIEW, samples=SAMPLES)
-    three = epsilon_spent(3 * one.spent_nano_rho, 1e-5)
+    three = epsilon_spent({Cost(one.spent_nano_rho, None): 3}, 1e-5)
     hospital = hospital_with(epsilon=str(three * 1.000001))
     results = [hospital.run_round(run, r, VIEW, samples=SAMPLES) for r in range(6)]
     assert [type(r) for r in results] == [Released] * 3 + [Exhausted] * 3

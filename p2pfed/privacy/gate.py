@@ -25,7 +25,7 @@ from p2pfed.privacy.ledger import DataSetId, Ledger, ReleaseKey, Spent, StoredOu
 from p2pfed.privacy.mechanisms import Plan, clipped_total, draw
 from p2pfed.privacy.noise import KeyStream, RandomWords
 from p2pfed.privacy.svt import Release
-from p2pfed.privacy.units import Contributions, PrivacyUnit
+from p2pfed.privacy.units import NEIGHBOURS, Contributions, PrivacyUnit
 
 __all__ = ["Released", "decode_release", "encode_release", "release_round"]
 
@@ -64,8 +64,8 @@ def release_round(
     """Release one round's update, or give again what was released for it before.
 
     Formal guarantee: for zero-out of one patient (`units.NEIGHBOURS`), everything ever released
-    on a patient's data through one ledger is together rho-zCDP with rho at most what the budget
-    allows, hence (epsilon, delta)-differentially private; the mechanism "none" has no guarantee.
+    on a patient's data through one ledger is together (epsilon, delta)-differentially private for
+    the budget (`accountant.how_spent`); the mechanism "none" has no guarantee.
 
     Args:
         contributions: One row per patient (one row in all for the unit "hospital").
@@ -97,9 +97,10 @@ def release_round(
         debit = ledger.debit(
             dataset,
             key=key,
-            rho_nano=plan.rho_nano,
+            cost=plan.cost,
             mechanism=plan.mechanism,
             unit=unit,
+            relation=NEIGHBOURS[unit],
             budget=budget,
         )
         release = draw(plan, total, contributions, stream())

@@ -22,14 +22,15 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NewType, Self
 
 from p2pfed.errors import BudgetExhausted, LedgerCorrupt, PrivacyError
-from p2pfed.privacy.accountant import Budget, epsilon_spent
+from p2pfed.privacy.accountant import Budget, Cost, Route, Spending, epsilon_spent, fits, how_spent
 from p2pfed.privacy.journal import Journal, JournalEntry
 from p2pfed.privacy.units import PrivacyUnit
 
@@ -60,9 +61,10 @@ class Debit:
         key: The release it pays for.
         attempt: 1 for the first payment under this key, 2 after a crash before the output, ...
         dataset: Whose patients.
-        rho_nano: Amount in nano-rho.
+        cost: What was paid.
         mechanism: "svt", "gaussian" or "none".
         unit: "patient" or "hospital".
+        relation: Name of the neighbouring relation that the cost holds for.
         delta: Delta of the budget it was made under.
     """
 
@@ -70,9 +72,10 @@ class Debit:
     key: ReleaseKey
     attempt: int
     dataset: DataSetId
-    rho_nano: int
+    cost: Cost
     mechanism: str
     unit: str
+    relation: str
     delta: float
 
 
@@ -82,8 +85,9 @@ class Spent:
 
     Attributes:
         rho_nano: Sum of all debits that count, in nano-rho.
-        epsilon: The same as epsilon at the delta asked for, rounded up. It speaks of the noisy
-            releases only: see `unprotected`.
+        epsilon: The epsilon of these debits at the delta asked for, rounded up. It speaks of the
+            noisy releases only: see `unprotected`.
+        route: Which theorem gave it, see `accountant.how_spent`.
         debits: Number of debits that count.
         releases: Number of outputs drawn on them, "none" included.
         unprotected: Number of outputs that left without any noise; above 0 no epsilon protects.
@@ -92,6 +96,7 @@ class Spent:
 
     rho_nano: int
     epsilon: float
+    route: Route
     debits: int
     releases: int
     unprotected: int
@@ -132,6 +137,20 @@ class Entry:
     chain: bytes
 
 
+@dataclass(slots=True)
+class _Tally:
+    """Running counts of one data set's own debits, so that no question reads all records."""
+
+    costs: Counter[Cost] = field(default_factory=Counter)
+    releases: int = 0
+    unprotected: int = 0
+
+    def add(self, other: _Tally) -> None:
+        self.costs.update(other.costs)
+        self.releases += other.releases
+        self.unprotected += other.unprotected
+
+
 class Ledger:
     """The open ledger. Use it as a context manager, from one thread of one process."""
 
@@ -139,7 +158,11 @@ class Ledger:
         self._journal = journal
         self._secret = b""
         self._patients: dict[DataSetId, frozenset[str]] = {}
+        self._touching: dict[DataSetId, set[DataSetId]] = {}  # share a patient; itself as well
+        self._tallies: dict[DataSetId, _Tally] = {}
         self._debits: dict[int, Debit] = {}
+        self._newest: dict[ReleaseKey, Debit] = {}
+        self._payments: Counter[bytes] = Counter()
         self._outputs: dict[ReleaseKey, int] = {}
         self._fields: list[dict[str, Any]] = []
         for entry in journal.entries:
@@ -214,9 +237,10 @@ class Ledger:
         dataset: DataSetId,
         *,
         key: ReleaseKey,
-        rho_nano: int,
+        cost: Cost,
         mechanism: str,
         unit: PrivacyUnit,
+        relation: str,
         budget: Budget,
     ) -> Debit:
         """Pay for one draw; durable when this returns.
@@ -224,34 +248,37 @@ class Ledger:
         Args:
             dataset: What `register` returned.
             key: The release to pay for; it must have no output yet.
-            rho_nano: Amount; 0 for the mechanism "none" only.
+            cost: What to pay; nothing for the mechanism "none" only.
             mechanism: Its name.
             unit: The unit of privacy.
+            relation: Name of the neighbouring relation that the cost holds for.
             budget: The ceiling at this time.
 
         Raises:
-            BudgetExhausted: The sum would pass the budget; nothing was written.
+            BudgetExhausted: All costs together would pass the budget; nothing was written.
             PrivacyError: Unknown data set, key with an output already, or the storage failed.
-            ValueError: The amount does not fit the mechanism.
+            ValueError: The cost does not fit the mechanism.
         """
-        if rho_nano < 0 or (rho_nano == 0) != (mechanism == "none"):
-            raise ValueError(f"rho_nano={rho_nano} does not fit mechanism={mechanism!r}")
+        if (cost == Cost.nothing()) != (mechanism == "none"):
+            raise ValueError(f"{cost} does not fit mechanism={mechanism!r}")
         if dataset not in self._patients:
             raise PrivacyError("the data set is not in this ledger", "", "Register its patients.")
         if key in self._outputs:
             raise PrivacyError(
                 f"round {key.round} has its output already", "a release is never drawn twice"
             )
-        self._check(dataset, rho_nano, budget)
-        attempt = 1 + sum(debit.key == key for debit in self._debits.values())
+        self._check(dataset, cost, budget)
+        earlier = self._newest.get(key)
         fields = {
             "dataset": dataset.hex(),
             "run": key.run_id.hex(),
             "round": key.round,
-            "attempt": attempt,
-            "rho_nano": rho_nano,
+            "attempt": 1 + (earlier.attempt if earlier else 0),
+            "rho_nano": cost.rho_nano,
+            "pure_nano": cost.pure_nano,
             "mechanism": mechanism,
             "unit": unit,
+            "relation": relation,
             "epsilon": budget.epsilon,
             "delta": budget.delta,
         }
@@ -264,8 +291,7 @@ class Ledger:
             PrivacyError: The key has an output, the debit is not the newest of its key, or the
                 storage failed; the draw must then be thrown away.
         """
-        newest = max((d.seq for d in self._debits.values() if d.key == debit.key), default=0)
-        if debit.key in self._outputs or newest != debit.seq:
+        if debit.key in self._outputs or self._newest.get(debit.key) != debit:
             raise PrivacyError(
                 f"round {debit.key.round}: this draw may not be stored",
                 "its key has an output already, or a newer debit",
@@ -288,7 +314,8 @@ class Ledger:
         debit = self._debits[fields["debit"]]
         spent = Spent(
             fields["spent"],
-            epsilon_spent(fields["spent"], debit.delta),
+            fields["told"],
+            fields["route"],
             fields["debits"],
             fields["releases"],
             fields["unprotected"],
@@ -303,11 +330,19 @@ class Ledger:
             PrivacyError: The data set is not in this ledger.
             ValueError: `delta` is not in (0, 1).
         """
-        if dataset not in self._patients:
-            raise PrivacyError("the data set is not in this ledger", "", "Register its patients.")
-        rho_nano, debits, releases, unprotected = self._count(dataset)
-        epsilon = epsilon_spent(rho_nano, delta)
-        return Spent(rho_nano, epsilon, debits, releases, unprotected, self.head)
+        return self._spent(self._count(dataset), delta)
+
+    def costs(self, dataset: DataSetId) -> Spending:
+        """Return the costs that count against the patients of a data set, and how many of each.
+
+        Raises:
+            PrivacyError: The data set is not in this ledger.
+        """
+        return self._count(dataset).costs
+
+    def payments(self, run_id: bytes) -> int:
+        """Return the number of debits made for a run, whoever's patients they touch."""
+        return self._payments[run_id]
 
     def entries(self) -> tuple[Entry, ...]:
         """Return all lines for display, oldest first."""
@@ -323,11 +358,11 @@ class Ledger:
             for entry, fields in zip(self._journal.entries, self._fields, strict=True)
         )
 
-    def _check(self, dataset: DataSetId, rho_nano: int, budget: Budget) -> None:
-        rho_spent = self._count(dataset)[0]
-        if rho_spent + rho_nano > budget.rho_nano:
-            now = epsilon_spent(rho_spent, budget.delta)
-            then = epsilon_spent(rho_spent + rho_nano, budget.delta)
+    def _check(self, dataset: DataSetId, cost: Cost, budget: Budget) -> None:
+        costs = self._count(dataset).costs
+        if not fits(budget, costs, cost):
+            now = epsilon_spent(costs, budget.delta)
+            then = epsilon_spent(costs + Counter([cost]), budget.delta)
             raise BudgetExhausted(
                 f"the release would raise epsilon from {now:.4g} to {then:.4g}",
                 f"the budget of these patients is epsilon {budget.epsilon:g} "
@@ -335,27 +370,33 @@ class Ledger:
                 "The node stops contributing and goes on receiving.",
             )
 
-    def _count(self, dataset: DataSetId) -> tuple[int, int, int, int]:
-        """Return rho_nano, debits, outputs and unprotected outputs that touch its patients."""
-        patients = self._patients[dataset]
-        touching = {
-            other for other, theirs in self._patients.items() if not patients.isdisjoint(theirs)
-        }
-        debits = [debit for debit in self._debits.values() if debit.dataset in touching]
-        drawn = {self._fields[seq - 1]["debit"] for seq in self._outputs.values()}
-        outputs = [debit for debit in debits if debit.seq in drawn]
-        unprotected = sum(debit.mechanism == "none" for debit in outputs)
-        return sum(debit.rho_nano for debit in debits), len(debits), len(outputs), unprotected
+    def _count(self, dataset: DataSetId) -> _Tally:
+        """Return the debits and outputs that touch its patients."""
+        if dataset not in self._patients:
+            raise PrivacyError("the data set is not in this ledger", "", "Register its patients.")
+        tally = _Tally()
+        for other in self._touching[dataset]:
+            tally.add(self._tallies[other])
+        return tally
 
-    def _totals(self, debit: Debit) -> dict[str, int]:
+    def _spent(self, tally: _Tally, delta: float) -> Spent:
+        epsilon, route = how_spent(tally.costs, delta)
+        rho_nano = sum(cost.rho_nano * count for cost, count in tally.costs.items())
+        debits = tally.costs.total()
+        return Spent(rho_nano, epsilon, route, debits, tally.releases, tally.unprotected, self.head)
+
+    def _totals(self, debit: Debit) -> dict[str, Any]:
         """Return the counts as they will be with this debit's output."""
-        rho_nano, debits, releases, unprotected = self._count(debit.dataset)
-        plain = int(debit.mechanism == "none")
+        tally = self._count(debit.dataset)
+        tally.add(_output_of(debit))
+        spent = self._spent(tally, debit.delta)
         return {
-            "spent": rho_nano,
-            "debits": debits,
-            "releases": releases + 1,
-            "unprotected": unprotected + plain,
+            "spent": spent.rho_nano,
+            "told": spent.epsilon,
+            "route": spent.route,
+            "debits": spent.debits,
+            "releases": spent.releases,
+            "unprotected": spent.unprotected,
         }
 
     def _write(self, fields: dict[str, Any], payload: bytes | None = None) -> JournalEntry:
@@ -374,25 +415,42 @@ class Ledger:
             case "register":
                 joined = fields["patients"]
                 dataset = DataSetId(bytes.fromhex(fields["dataset"]))
-                self._patients[dataset] = frozenset(
+                patients = frozenset(
                     joined[start : start + 32] for start in range(0, len(joined), 32)
                 )
+                self._tallies[dataset] = _Tally()
+                self._patients[dataset] = patients
+                self._touching[dataset] = set()
+                for other, theirs in self._patients.items():
+                    if not patients.isdisjoint(theirs):
+                        self._touching[dataset].add(other)
+                        self._touching[other].add(dataset)
             case "debit":
-                self._debits[entry.seq] = Debit(
+                debit = Debit(
                     entry.seq,
                     ReleaseKey(bytes.fromhex(fields["run"]), fields["round"]),
                     fields["attempt"],
                     DataSetId(bytes.fromhex(fields["dataset"])),
-                    fields["rho_nano"],
+                    Cost(fields["rho_nano"], fields["pure_nano"]),
                     fields["mechanism"],
                     fields["unit"],
+                    fields["relation"],
                     fields["delta"],
                 )
+                self._debits[entry.seq] = self._newest[debit.key] = debit
+                self._payments[debit.key.run_id] += 1
+                self._tallies[debit.dataset].costs[debit.cost] += 1
             case "output":
-                self._outputs[self._debits[fields["debit"]].key] = entry.seq
+                debit = self._debits[fields["debit"]]
+                self._outputs[debit.key] = entry.seq
+                self._tallies[debit.dataset].add(_output_of(debit))
             case kind:
                 raise LedgerCorrupt(
                     f"ledger record {entry.seq} is of the unknown kind {kind!r}",
                     "a newer version may have written it",
                     "Use the newest version that ever opened this ledger.",
                 )
+
+
+def _output_of(debit: Debit) -> _Tally:
+    return _Tally(releases=1, unprotected=int(debit.mechanism == "none"))

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pfed.errors import UpdateRejected
-from p2pfed.privacy.accountant import NANO, rho_nano_cost
+from p2pfed.privacy.accountant import NANO, Cost, rho_nano_cost
 from p2pfed.privacy.noise import RandomWords, discrete_gaussian
 from p2pfed.privacy.svt import Release, SvtPlan, release_values, select
 from p2pfed.privacy.units import Contributions, clipped_sum, grid_limit
@@ -84,6 +84,11 @@ class GaussianPlan:
         """The cost in nano-rho, rounded up."""
         return rho_nano_cost(self.rho)
 
+    @property
+    def cost(self) -> Cost:
+        """What a release costs."""
+        return Cost.zcdp(self.rho)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoPrivacyPlan:
@@ -111,6 +116,11 @@ class NoPrivacyPlan:
         _check(self.num_parameters, self.fraction)
         if not 0 <= self.bits <= 52:
             raise ValueError(f"bits={self.bits} must be 0 to 52")
+
+    @property
+    def cost(self) -> Cost:
+        """Nothing: no budget covers it."""
+        return Cost.nothing()
 
 
 Plan = SvtPlan | GaussianPlan | NoPrivacyPlan

@@ -62,7 +62,7 @@ from typing import ClassVar, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from p2pfed.privacy.accountant import NANO, rho_nano_cost
+from p2pfed.privacy.accountant import NANO, Cost, rho_nano_cost
 from p2pfed.privacy.noise import (
     RandomWords,
     bernoulli_exp,
@@ -189,6 +189,11 @@ class SvtPlan:
     def rho_nano(self) -> int:
         """The whole cost in nano-rho, rounded up."""
         return rho_nano_cost(self.rho_select + self.rho_values)
+
+    @property
+    def cost(self) -> Cost:
+        """What a release costs."""
+        return Cost.zcdp(self.rho_select + self.rho_values)
 
     @property
     def scales(self) -> tuple[Fraction, Fraction]:

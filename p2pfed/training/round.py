@@ -27,7 +27,7 @@ import torch
 from p2pfed.config import Settings
 from p2pfed.errors import BudgetExhausted, ConfigError, UpdateRejected
 from p2pfed.identity.run import Run
-from p2pfed.privacy.accountant import NANO, Budget, rho_nano_allowed
+from p2pfed.privacy.accountant import NANO, Budget, forecast, rho_nano_allowed
 from p2pfed.privacy.gate import decode_release, release_round
 from p2pfed.privacy.ledger import Ledger, ReleaseKey, Spent
 from p2pfed.privacy.mechanisms import GaussianPlan, NoPrivacyPlan, Plan
@@ -226,7 +226,7 @@ class Hospital:
             releases=spent.releases,
             ledger_head=spent.head,
             saturated=result.saturated,
-            releases_left=self._releases_left(run),
+            releases_left=self._releases_left(run, plan),
         )
 
     def _why_not(self, run: Run, round_number: int, samples: int, scale: Fraction) -> str:
@@ -253,17 +253,13 @@ class Hospital:
         return next((reason for wrong, reason in checks if wrong), "")
 
     def _run_is_paid_for(self, run: Run) -> bool:
-        mine = run.run_id.hex()
-        debits = sum(
-            entry.kind == "debit" and entry.detail["run"] == mine for entry in self.ledger.entries()
-        )
-        return run.mechanism != "none" and debits >= run.rounds
+        return run.mechanism != "none" and self.ledger.payments(run.run_id) >= run.rounds
 
-    def _releases_left(self, run: Run) -> int:
+    def _releases_left(self, run: Run, plan: Plan) -> int:
         """How many more releases of this run the budget allows; public, like the spending."""
-        if run.mechanism == "none":
+        if isinstance(plan, NoPrivacyPlan):
             return run.rounds
-        return max(0, self.budget.rho_nano - self.spent.rho_nano) // _rho_nano(run)
+        return forecast(self.budget, self.ledger.costs(self.dataset), plan.cost)
 
     def _exhausted(self, reason: str) -> Exhausted:
         spent = self.spent
