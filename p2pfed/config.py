@@ -119,7 +119,7 @@ class Privacy(_Section):
 
     epsilon: Exact = Field(default=Fraction(0), ge=0, le=1000)  # lifetime, per data set
     delta: Exact = Field(default=Fraction(1, 100_000), gt=0, le=Fraction(1, 100))
-    unit: Literal["patient"] = "patient"  # the least that a run must protect
+    unit: Literal["patient", "hospital"] = "patient"  # the least that a run must protect
     allow_none: bool = False  # runs with mechanism "none" are refused unless this says so
     ledger: Path | None = None  # default: ledger.db in `default_state_dir()`
 

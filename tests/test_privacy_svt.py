@@ -20,25 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, chi2
 
-from p2pfed.errors import UpdateRejected
-from p2pfed.privacy.mechanisms import (
-    GaussianPlan,
-    NoPrivacyPlan,
-    clipped_total,
-    draw,
-    make_plan,
-    top_k,
-)
+from p2pfed.privacy.mechanism import Release
 from p2pfed.privacy.noise import KeyStream
-from p2pfed.privacy.svt import (
-    Release,
-    SvtPlan,
-    _floor_norms,
-    _public_order,
-    next_threshold,
-    release_values,
-    select,
-)
+from p2pfed.privacy.schedules import _floor_norms, public_positions
+from p2pfed.privacy.svt import SvtPlan, next_threshold, select
 from p2pfed.privacy.units import PatientRows
 
 ALPHAS = (1.01, 1.5, 2, 4, 8, 16, 32)
@@ -226,6 +211,7 @@ def tiny_plan(**changes):
         block_size=1,
         segment_blocks=2,
         threshold=1,
+        schedule="segmented",
     )
     return dataclasses.replace(plan, **changes)
 
@@ -320,14 +306,14 @@ def test_select_follows_the_audited_law(block, threshold):
         rho_select=Fraction(500),
         threshold=threshold,
     )
-    order = _public_order(plan.shuffle_seed, plan.num_blocks)
+    place_of = public_positions(plan.shuffle_seed, np.arange(plan.num_blocks), plan.num_blocks)
     sums = np.zeros((plan.num_blocks, block), np.int64)
-    sums[order, 0] = np.tile(queries, segments)
+    sums[:, 0] = np.tile(queries, segments)[place_of]
     chosen = select(plan, sums.ravel(), KeyStream())
     assert (np.diff(chosen) > 0).all()
     blocks = np.unique(chosen // block)
     assert blocks.size * block == chosen.size
-    place = np.argsort(order)[blocks]
+    place = place_of[blocks]
     assert np.unique(place // 3).size == place.size  # at most one of each segment
     observed = np.bincount(place % 3, minlength=4)
     observed[3] = segments - place.size
@@ -345,7 +331,7 @@ def test_formal_guarantee_values_are_the_re_clipped_sum_plus_the_paid_noise():
     rows[0, :10_000] = 1e6  # far above the clip
     rows[1, 3] = 5
     chosen = np.arange(10_000)
-    release = release_values(plan, PatientRows(rows), chosen, KeyStream())
+    release = plan.values(PatientRows(rows), chosen, KeyStream())
     limit = plan.values_limit(10_000)
     assert limit == 500  # C sqrt(1/4)
     expected = np.full(10_000, limit / 100)  # 500 shared by 10,000 equal coordinates
@@ -389,6 +375,7 @@ def test_formal_guarantee_the_noise_scales_always_cover_the_claim(
         shuffle_seed=b"s",
         block_size=block,
         segment_blocks=segment,
+        schedule="segmented",
     )
     l1, l2 = plan.scales
     a2 = (1 / l1 + 2 / l2) ** 2
@@ -401,7 +388,7 @@ def test_formal_guarantee_the_noise_scales_always_cover_the_claim(
     assert cross**2 * m * plan.num_segments <= room**2
     wasted = room - cross * Fraction(math.isqrt(m * plan.num_segments) + 1)
     assert wasted < 8 * plan.rho_select / 1000  # and little is given away
-    assert plan.rho_nano >= (plan.rho_select + plan.rho_values) * 10**9
+    assert plan.cost.rho_nano >= (plan.rho_select + plan.rho_values) * 10**9
     assert plan.rho_select + plan.rho_values == rho
     assert plan.threshold == math.floor(l2 / 2)
 
@@ -426,7 +413,9 @@ def test_a_meaningless_plan_is_refused(wrong):
 
 
 def test_the_public_order_is_a_permutation_that_the_seed_decides():
-    one, same, other = (_public_order(seed, 1000) for seed in (b"a", b"a", b"b"))
+    one, same, other = (
+        public_positions(seed, np.arange(1000), 1000) for seed in (b"a", b"a", b"b")
+    )
     assert (one == same).all()
     assert (one != other).any()
     assert sorted(one) == list(range(1000))
@@ -446,7 +435,7 @@ def test_a_last_short_block_and_segment_stay_inside_the_update():
     plan = tiny_plan(num_parameters=7, block_size=3, segment_blocks=2)
     for seed in range(30):
         plan = dataclasses.replace(plan, shuffle_seed=bytes([seed]))
-        chosen = select(plan, np.full(7, 10**6), KeyStream())
+        chosen = select(plan, np.full(7, 10**6, np.int32), KeyStream())
         assert set(chosen) <= set(range(7))
         assert chosen.size in {4, 6, 1 + 3}  # two segments, both accept
 
@@ -461,7 +450,7 @@ def test_block_norms_are_floored_exactly_where_floats_round_up():
 def test_nothing_selected_releases_nothing():
     plan = tiny_plan(threshold=10**9)
     rows = PatientRows(np.zeros((3, 8), np.float32))
-    release = draw(plan, clipped_total(plan, rows), rows, KeyStream())
+    release = plan.draw(plan.total(rows), rows, KeyStream())
     assert release.indices.size == release.values.size == 0
 
 
@@ -481,52 +470,10 @@ def test_the_second_reading_is_clipped_on_its_own():
         num_parameters=4, clip=1000, rho_values=Fraction(10**6), rho_select=Fraction(10**6)
     )
     rows = Fickle(np.ones((1, 4), np.float32))
-    release = draw(plan, clipped_total(plan, rows), rows, KeyStream())
+    release = plan.draw(plan.total(rows), rows, KeyStream())
     assert Fickle.seen == 2
     # sigma < 1; 20 of it on top of the limit.
     assert (
         np.square(release.values.astype(float)).sum()
         <= (plan.values_limit(release.indices.size) + 40) ** 2
     )
-
-
-def test_formal_guarantee_the_dense_gaussian_adds_the_paid_noise_everywhere():
-    plan = GaussianPlan(num_parameters=20_000, clip=1, bits=10, rho=Fraction(1, 2))
-    rows = PatientRows(np.zeros((3, 20_000), np.float32))
-    release = draw(plan, clipped_total(plan, rows), rows, KeyStream())
-    assert (release.indices == np.arange(20_000)).all()
-    variance = plan.limit**2  # limit^2 / (2 rho)
-    # 5.2 standard errors: false alarm 2e-7.
-    assert abs(np.square(release.values).mean() / variance - 1) < 5.2 * math.sqrt(2 / 20_000)
-
-
-def test_top_k_keeps_the_largest():
-    release = top_k(np.array([3, -9, 0, 5, -4]), Fraction(1, 2))
-    assert release.indices.tolist() == [1, 3, 4]
-    assert release.values.tolist() == [-9, 5, -4]
-
-
-def test_no_privacy_sends_the_true_sum_on_the_grid():
-    plan = make_plan("none", num_parameters=3, clip=1, bits=4, rho=Fraction(0), shuffle_seed=b"")
-    rows = PatientRows(np.array([[1.5, 100, -2], [1, 0, 0]], np.float32))
-    release = draw(plan, clipped_total(plan, rows), rows, KeyStream())
-    assert release.values.tolist() == [40, 1600, -32]
-    assert plan.rho_nano == 0
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
-def test_no_privacy_refuses_numbers_that_fit_no_grid(bad):
-    plan = NoPrivacyPlan(num_parameters=2, bits=8)
-    with pytest.raises(UpdateRejected, match="NaN"):
-        clipped_total(plan, PatientRows(np.array([[0, bad]], np.float32)))
-
-
-def test_a_plan_is_chosen_by_name():
-    common = {"num_parameters": 5, "clip": 1, "bits": 8, "rho": Fraction(1), "shuffle_seed": b""}
-    for name in ("svt", "gaussian", "none"):
-        plan = make_plan(name, **common)
-        assert plan.mechanism == name
-        with pytest.raises(UpdateRejected, match="parameters"):
-            clipped_total(plan, PatientRows(np.zeros((2, 6), np.float32)))
-    with pytest.raises(ValueError, match="laplace"):
-        make_plan("laplace", **common)

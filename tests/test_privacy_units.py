@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from p2pfed.errors import UpdateRejected
-from p2pfed.privacy.units import PatientRows, clip_to_grid, clipped_sum, grid_limit
+from p2pfed.privacy.units import (
+    HOSPITAL,
+    PATIENT,
+    Ball,
+    Blocks,
+    Box,
+    PatientRows,
+    Unit,
+    clip_to_grid,
+    clipped_sum,
+    grid_limit,
+)
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 ROWS = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=12), elements=FLOATS)
@@ -25,20 +36,63 @@ def squared(row):
 @settings(deadline=None)
 @given(ROWS, st.sampled_from([1, 2, 3, 1000, 2**16, 2**30]), st.integers(0, 40))
 def test_formal_guarantee_every_row_is_at_most_limit_long(rows, limit, bits):
-    grid = clip_to_grid(rows, limit=limit, bits=bits)
+    grid = clip_to_grid(rows, bound=Ball(limit), bits=bits)
     assert grid.dtype == np.int64
     assert grid.shape == rows.shape
     for row in grid:
         assert squared(row) <= limit**2
 
 
+@settings(deadline=None)
+@given(ROWS, st.sampled_from([1, 3, 1000, 2**16]), st.integers(1, 5), st.integers(0, 30))
+def test_formal_guarantee_every_block_is_at_most_its_limit_long(rows, limit, size, bits):
+    small = max(1, limit // 3)
+    grid = clip_to_grid(rows, bound=Blocks(limit, size, small), bits=bits)
+    assert grid.shape == rows.shape
+    for row in grid:
+        assert squared(row) <= limit**2
+        for start in range(0, row.size, size):
+            assert squared(row[start : start + size]) <= small**2
+
+
+@settings(deadline=None)
+@given(ROWS, st.sampled_from([1, 2, 1000, 2**30]), st.integers(0, 40))
+def test_formal_guarantee_every_number_lies_in_the_box(rows, limit, bits):
+    grid = clip_to_grid(rows, bound=Box(limit), bits=bits)
+    assert np.abs(grid).max() <= limit
+
+
+def test_within_its_bounds_a_row_is_only_rounded_whatever_the_bound():
+    rows = np.array([[0.25, -0.5, 0.126]], np.float32)
+    for bound in (Ball(256), Blocks(256, 2, 200), Box(128)):
+        assert clip_to_grid(rows, bound=bound, bits=8).tolist() == [[64, -128, 32]]
+
+
+def test_a_neighbour_moves_the_sum_by_twice_the_bound_where_a_row_is_replaced():
+    assert PATIENT.moves == 1
+    assert "zero-out" in PATIENT.neighbours
+    for unit in (HOSPITAL, Unit("patient", 4)):
+        assert unit.moves == 2
+        assert "replace" in unit.neighbours
+    rows = PatientRows(np.array([[30.0, 0]], np.float32))
+    other = PatientRows(np.array([[-30.0, 0]], np.float32))  # one of its patients changed all
+    moved = clipped_sum(rows, bound=Ball(9), bits=0) - clipped_sum(other, bound=Ball(9), bits=0)
+    assert moved.tolist() == [18, 0]
+
+
+@pytest.mark.parametrize(("kind", "size"), [("patient", 0), ("hospital", 2), ("patient", -1)])
+def test_a_unit_without_meaning_is_refused(kind, size):
+    with pytest.raises(ValueError, match="patients_per_row"):
+        Unit(kind, size)
+
+
 @pytest.mark.slow
 @settings(deadline=None)
 @given(ROWS, st.sampled_from([3, 1000, 2**20]))
 def test_formal_guarantee_a_row_depends_on_itself_alone(rows, limit):
-    together = clip_to_grid(rows, limit=limit, bits=8)
+    together = clip_to_grid(rows, bound=Ball(limit), bits=8)
     for row, grid in zip(rows, together, strict=True):
-        assert (clip_to_grid(row[None], limit=limit, bits=8)[0] == grid).all()
+        assert (clip_to_grid(row[None], bound=Ball(limit), bits=8)[0] == grid).all()
 
 
 @settings(deadline=None)
@@ -46,8 +100,8 @@ def test_formal_guarantee_a_row_depends_on_itself_alone(rows, limit):
 def test_formal_guarantee_zeroing_one_patient_moves_the_sum_by_at_most_limit(rows, patient):
     without = rows.copy()
     without[patient % len(rows)] = 0
-    total = clipped_sum(PatientRows(rows), limit=777, bits=10)
-    moved = total - clipped_sum(PatientRows(without), limit=777, bits=10)
+    total = clipped_sum(PatientRows(rows), bound=Ball(777), bits=10)
+    moved = total - clipped_sum(PatientRows(without), bound=Ball(777), bits=10)
     assert squared(moved) <= 777**2
 
 
@@ -57,24 +111,24 @@ def test_formal_guarantee_holds_on_a_chosen_support_too(rows, data):
     columns = data.draw(st.sets(st.integers(0, rows.shape[1] - 1)))
     chosen = np.array(sorted(columns), np.int64)
     for row in rows:
-        total = clipped_sum(PatientRows(row[None]), limit=50, bits=10, chosen_K=chosen)
+        total = clipped_sum(PatientRows(row[None]), bound=Ball(50), bits=10, chosen_K=chosen)
         assert total.shape == chosen.shape
         assert squared(total) <= 2500
 
 
 def test_a_chosen_support_is_cut_out_before_clipping():
     rows = PatientRows(np.array([[1e6, 0.5]], np.float32))
-    assert clipped_sum(rows, limit=256, bits=8, chosen_K=np.array([1])).tolist() == [128]
+    assert clipped_sum(rows, bound=Ball(256), bits=8, chosen_K=np.array([1])).tolist() == [128]
 
 
 def test_a_short_row_is_only_rounded():
     rows = np.array([[0.25, -0.5, 0.126]], np.float32)
-    assert clip_to_grid(rows, limit=grid_limit(1, 8), bits=8).tolist() == [[64, -128, 32]]
+    assert clip_to_grid(rows, bound=Ball(grid_limit(1, 8)), bits=8).tolist() == [[64, -128, 32]]
 
 
 def test_a_long_row_keeps_its_direction():
     rows = np.array([[3.0, 4.0]], np.float32) * np.array([[1.0], [1e30]], np.float32)
-    for row in clip_to_grid(rows, limit=2**20, bits=20):
+    for row in clip_to_grid(rows, bound=Ball(2**20), bits=20):
         assert row == pytest.approx([0.6 * 2**20, 0.8 * 2**20], abs=2)
 
 
@@ -91,8 +145,8 @@ def test_the_sum_is_the_same_in_any_chunking():
                 yield self.rows[start : start + self.size]
 
     rows = (np.arange(700, dtype=np.float32).reshape(100, 7) - 350) / 100
-    sums = [clipped_sum(Chunked(rows, size), limit=500, bits=8) for size in (1, 7, 100)]
-    sums.append(clipped_sum(PatientRows(rows), limit=500, bits=8))
+    sums = [clipped_sum(Chunked(rows, size), bound=Ball(500), bits=8) for size in (1, 7, 100)]
+    sums.append(clipped_sum(PatientRows(rows), bound=Ball(500), bits=8))
     assert all((total == sums[0]).all() for total in sums)
 
 
@@ -101,12 +155,12 @@ def test_nan_and_infinity_are_refused(bad):
     rows = np.zeros((3, 4), np.float32)
     rows[1, 2] = bad
     with pytest.raises(UpdateRejected, match="NaN"):
-        clipped_sum(PatientRows(rows), limit=10, bits=4)
+        clipped_sum(PatientRows(rows), bound=Ball(10), bits=4)
 
 
 def test_a_double_beyond_single_precision_counts_as_infinite():
     with pytest.raises(UpdateRejected, match="NaN"):
-        clipped_sum(PatientRows(np.array([[1e300]])), limit=10, bits=4)
+        clipped_sum(PatientRows(np.array([[1e300]])), bound=Ball(10), bits=4)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +168,7 @@ def test_a_double_beyond_single_precision_counts_as_infinite():
 )
 def test_a_wrong_shape_or_type_is_refused(rows):
     with pytest.raises(UpdateRejected, match="shape"):
-        clip_to_grid(rows, limit=10, bits=4)
+        clip_to_grid(rows, bound=Ball(10), bits=4)
 
 
 @dataclass
@@ -129,12 +183,12 @@ class Announced:
 
 @pytest.mark.parametrize(
     ("patients", "parameters", "why"),
-    [(3, 4, "announced"), (2, 5, "shape"), (0, 4, "patients"), (2**31, 4, "grid units")],
+    [(3, 4, "announced"), (2, 5, "shape"), (0, 4, "0 contributions"), (2**31, 4, "grid units")],
 )
 def test_rows_that_were_not_announced_are_refused(patients, parameters, why):
     rows = np.zeros((2, 4), np.float32)
     with pytest.raises(UpdateRejected, match=why):
-        clipped_sum(Announced(patients, parameters, rows), limit=10, bits=4)
+        clipped_sum(Announced(patients, parameters, rows), bound=Ball(10), bits=4)
 
 
 def test_the_limit_is_rounded_down_and_bounded():

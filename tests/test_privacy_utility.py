@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from p2pfed.privacy.accountant import NANO, Budget
-from p2pfed.privacy.mechanisms import clipped_total, draw, make_plan
+from p2pfed.privacy.mechanisms import make_plan
 from p2pfed.privacy.noise import KeyStream
 from p2pfed.privacy.svt import SvtPlan, next_threshold
 from p2pfed.privacy.units import PatientRows
@@ -41,16 +41,16 @@ def accuracy(mechanism):
                 num_parameters=31,
                 clip=1,
                 bits=BITS,
-                rho=rho,
+                budget=rho,
                 shuffle_seed=b"%d %d" % (number, i),
                 **svt,
             )
-            release = draw(plan, clipped_total(plan, rows), rows, KeyStream())
+            release = plan.draw(plan.total(rows), rows, KeyStream())
             if isinstance(plan, SvtPlan):
                 thresholds[i] = next_threshold(plan, release)
                 assert release.indices.size <= 16  # one of two coordinates at most
             update[release.indices] += release.values / 2**BITS
-        spent += plan.rho_nano
+        spent += plan.cost.rho_nano
         velocity = MOMENTUM * velocity + update / 455
         weights = weights + RATE * velocity
     assert spent <= Budget(10.0, 1e-5).rho_nano

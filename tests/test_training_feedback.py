@@ -18,7 +18,7 @@ from test_training_round import NONE, SAMPLES, VIEW, hospital_with, make_run
 
 from p2pfed.identity.rules import Averaging, Encoding
 from p2pfed.privacy.gate import Released as GateOutput
-from p2pfed.privacy.svt import Release
+from p2pfed.privacy.mechanism import Release
 from p2pfed.tasks.breast_cancer import BreastCancer
 from p2pfed.training import feedback as feedback_module
 from p2pfed.training.contributions import PatientContributions
@@ -124,7 +124,7 @@ def _other(hospital) -> Path:
 
 MISUSE = """
 from p2pfed.privacy.gate import Released
-from p2pfed.privacy.svt import Release
+from p2pfed.privacy.mechanism import Release
 from p2pfed.training.contributions import PatientContributions
 from p2pfed.training.feedback import DriftCorrection, ErrorFeedback, RawChange
 from p2pfed.wire.payload import Payload

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from p2pfed.config import Settings
-from p2pfed.identity.run import Outer, Run
+from p2pfed.identity.run import Gate, Outer, Run
 from p2pfed.privacy.accountant import Cost, epsilon_spent
 from p2pfed.privacy.gate import decode_release
 from p2pfed.privacy.ledger import Ledger, ReleaseKey
+from p2pfed.privacy.worth import WORTH
 from p2pfed.tasks.breast_cancer import BreastCancer
 from p2pfed.training.contributions import PatientContributions
 from p2pfed.training.local import initial_vector, train_local
@@ -106,7 +107,7 @@ def test_a_round_releases_a_payload_that_the_run_allows(hospital_with, mechanism
 def test_the_payload_is_the_noisy_sum_over_the_public_number_of_patients(hospital_with):
     hospital, run = (
         hospital_with(),
-        make_run(epsilon=Fraction(1000), rounds=1, mechanism="gaussian"),
+        make_run(epsilon=Fraction(1000), rounds=1, mechanism="gaussian", top_fraction=Fraction(1)),
     )
     hospital = hospital_with(epsilon="1000")
     result = hospital.run_round(run, 0, VIEW, samples=SAMPLES)
@@ -204,11 +205,71 @@ def test_a_run_against_the_hospitals_policy_is_refused(hospital_with, changes, p
 
 
 def test_a_unit_below_the_floor_is_refused(hospital_with):
+    nobody = replace(make_run(), unit="none")  # a signed run cannot say so; a broken peer could
+    for floor, run in (("patient", nobody), ("hospital", make_run())):
+        hospital = hospital_with(unit=floor)
+        result = hospital.run_round(run, 0, VIEW, samples=SAMPLES)
+        assert result == Refused("the run's unit is below our floor")
+        assert hospital.spent.debits == 0
+
+
+@pytest.mark.slow
+def test_the_hospital_as_the_unit_is_above_both_floors_and_makes_one_contribution(hospital_with):
+    run = make_run(unit="hospital")
+    for floor in ("patient", "hospital"):
+        hospital = hospital_with(unit=floor)
+        assert isinstance(hospital.run_round(run, 0, VIEW, samples=SAMPLES), Released)
+        [debit] = [entry for entry in hospital.ledger.entries() if entry.kind == "debit"][-1:]
+        assert debit.detail["unit"] == "hospital"
+        assert debit.detail["relation"].startswith("replacement: the hospital's whole")
+
+
+@pytest.mark.slow
+def test_groups_of_patients_make_one_contribution_each_and_are_replaced_not_zeroed(hospital_with):
+    run = make_run(gate=Gate(patients_per_row=5))
     hospital = hospital_with()
-    run = replace(make_run(), unit="none")  # a signed run cannot say so; a broken peer could
-    result = hospital.run_round(run, 0, VIEW, samples=SAMPLES)
-    assert result == Refused("the run's unit is below our floor")
-    assert hospital.spent.debits == 0
+    assert isinstance(hospital.run_round(run, 0, VIEW, samples=SAMPLES), Released)
+    debit = hospital.ledger.entries()[-2]
+    assert debit.detail["relation"].startswith("replacement: one patient of a group of 5")
+    groups = hospital._grouped(5)
+    assert groups.num_patients == -(-hospital.data.train.num_patients // 5)
+    assert hospital._grouped(5) is groups
+    too_few = make_run(gate=Gate(patients_per_row=SAMPLES + 1))
+    refused = hospital.run_round(too_few, 0, VIEW, samples=SAMPLES)
+    assert refused == Refused("the roster names fewer patients than a group has")
+
+
+@pytest.mark.slow
+def test_a_worth_gate_is_paid_for_once_and_says_no_for_free(hospital_with):
+    """No update is a thousand times as long as its noise: every answer is "no" (below 1e-9)."""
+    gate = Gate(worth_releases=2, worth_ratio=Fraction(1000))
+    hospital, run = hospital_with(), make_run(gate=gate)
+    for number in range(4):
+        result = hospital.run_round(run, number, VIEW, samples=SAMPLES)
+        assert result == Skipped("the worth gate said no: this update is not worth its budget")
+    kinds = [entry.kind for entry in hospital.ledger.entries()]
+    assert kinds == ["open", "register", "debit"]
+    assert hospital.ledger.entries()[-1].detail["mechanism"] == WORTH
+    again = hospital_with()  # a restart ends the instance: the next one is paid for anew
+    again.run_round(run, 0, VIEW, samples=SAMPLES)
+    assert [entry.kind for entry in again.ledger.entries()] == [*kinds, "debit"]
+
+
+@pytest.mark.slow
+def test_a_yes_of_the_worth_gate_releases_and_ends_its_instance(hospital_with):
+    gate = Gate(
+        worth_releases=2, worth_ratio=Fraction(0)
+    )  # a threshold of 0: surely within some rounds
+    hospital, run = hospital_with(), make_run(gate=gate, rounds=200)
+    results = [hospital.run_round(run, n, VIEW, samples=SAMPLES) for n in range(60)]
+    released = [result for result in results if isinstance(result, Released)]
+    assert len(released) == 2  # the run's epsilon is spread over these
+    assert isinstance(results[-1], Exhausted)
+    mechanisms = [
+        entry.detail["mechanism"] for entry in hospital.ledger.entries() if entry.kind == "debit"
+    ]
+    assert mechanisms == [WORTH, "svt", WORTH, "svt"]
+    assert hospital.spent.epsilon <= 10
 
 
 @pytest.mark.parametrize(

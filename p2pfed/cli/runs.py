@@ -6,6 +6,7 @@ asks once. The genesis file is copied beside the daemon's other blobs; nothing b
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from p2pfed.cli.files import read_bytes, read_document, replace_file, write_new
@@ -63,20 +64,14 @@ def run(parser: ArgumentParser) -> None:
     with_socket(listing)
 
 
+def _option(parser: ArgumentParser, name: str, default: Any, text: str, **more: Any) -> None:
+    kind = {int: int, float: float}.get(type(default))
+    if kind is not None:
+        more["type"] = kind
+    parser.add_argument(f"--{name}", default=default, help=f"{text} (default {default})", **more)
+
+
 def _create_options(parser: ArgumentParser) -> None:
-    from p2pfed.identity.rules import MODES, OUTERS, ROBUST
-
-    def option(name: str, default: Any, text: str, **more: Any) -> None:
-        kind = {int: int, float: float}.get(type(default))
-        if kind is not None:
-            more["type"] = kind
-        parser.add_argument(
-            f"--{name}", default=default, help=f"{text} (default {default})", **more
-        )
-
-    def switch(name: str, text: str) -> None:
-        parser.add_argument(f"--{name}", action="store_true", help=text)
-
     parser.add_argument("--roster", required=True, metavar="FILE", help="fixes the network")
     parser.add_argument("--task", required=True, help="as installed at every hospital")
     parser.add_argument("--name", help="what people call the run; default: the task's name")
@@ -84,16 +79,46 @@ def _create_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--genesis", required=True, metavar="FILE", help="where to write the first model"
     )
-    option("mechanism", "svt", "how updates are protected", choices=("svt", "gaussian", "none"))
-    option("epsilon", "10", "of the whole run, per patient; the bundled demo's value")
+    _gate_options(parser)
+    _averaging_options(parser)
+
+
+def _gate_options(parser: ArgumentParser) -> None:
+    from p2pfed.identity.rules import SCHEDULES
+    from p2pfed.identity.run import MECHANISMS
+
+    option = partial(_option, parser)
+    option("mechanism", "svt", "how updates are protected", choices=MECHANISMS)
+    option("unit", "patient", "who is protected", choices=("patient", "hospital"))
+    option("epsilon", "10", "of the whole run, per unit; the bundled demo's value")
     option("delta", "1e-5", "well below 1 / number of patients (Dwork & Roth 2014, sec. 2.3)")
     option("rounds", 60, "the budget is spread evenly over them; enough for the bundled tasks")
-    option("clip", "1", "L2 bound of one patient's contribution; a public constant")
+    option("clip", "1", "L2 bound of one contribution; a public constant")
+    option("patients-per-row", 1, "patients that make one contribution; above 1 doubles the noise")
     option("grid-bits", 16, "values are multiples of 2^-BITS; rounding far below the noise")
     option("block-size", 1, "coordinates per selection test; 1 below 10,000 parameters, else 16-32")
     option("segment-blocks", 4, "blocks of which at most one is sent: a quarter, or 2 at high ε")
     option("select-share", "0.2", "of the budget, for selecting; .1 to .3 was measured best")
-    option("top-fraction", "0.1", "of coordinates sent with mechanism none (Aji & Heafield 2017)")
+    option("schedule", "auto", "how svt goes through the blocks", choices=SCHEDULES)
+    option("block-reach", "2", "sequential: a block's clip, times its even share of the clip")
+    option("worth-releases", 0, "release only so many rounds, those that are worth it; 0 is all")
+    option("worth-share", "0.1", "of a release's budget, for asking whether it is worth it")
+    option("worth-ratio", "1", "worth it: an update so many times as long as its noise")
+    parser.add_argument(
+        "--top-fraction",
+        help="of coordinates sent with mechanisms none and gaussian (default 0.1 with none: Aji &"
+        " Heafield 2017; 1 with gaussian)",
+    )
+
+
+def _averaging_options(parser: ArgumentParser) -> None:
+    from p2pfed.identity.rules import MODES, OUTERS, ROBUST
+
+    option = partial(_option, parser)
+
+    def switch(name: str, text: str) -> None:
+        parser.add_argument(f"--{name}", action="store_true", help=text)
+
     option("values", "int16", "how finely a value is written", choices=("int16", "int8"))
     switch("error-feedback", "add what was not sent to the next update; only mechanism none")
     option("outer", "fedadam", "outer optimiser (Reddi et al. 2021)", choices=OUTERS)
@@ -155,9 +180,10 @@ def _create(args: Namespace) -> None:
 
 
 def _fields(args: Namespace, roster: Roster) -> dict[str, Any]:
-    from p2pfed.identity.rules import Averaging, Encoding, Outer
+    from p2pfed.identity.rules import Averaging, Encoding, Gate, Outer
 
     private = args.mechanism != "none"
+    top_fraction = args.top_fraction or ("1" if args.mechanism == "gaussian" else "0.1")
     return {
         "name": args.name or args.task,
         "network_id": roster.network_id,
@@ -165,14 +191,14 @@ def _fields(args: Namespace, roster: Roster) -> dict[str, Any]:
         "rounds": args.rounds,
         "grid_bits": args.grid_bits,
         "mechanism": args.mechanism,
-        "unit": "patient" if private else "none",
+        "unit": args.unit if private else "none",
         "epsilon": _exact("epsilon", args.epsilon if private else "0"),
         "delta": _exact("delta", args.delta if private else "0"),
         "clip": _exact("clip", args.clip),
         "block_size": args.block_size,
         "segment_blocks": args.segment_blocks,
         "select_share": _exact("select-share", args.select_share),
-        "top_fraction": _exact("top-fraction", args.top_fraction),
+        "top_fraction": _exact("top-fraction", top_fraction),
         "outer": Outer(
             args.outer,
             args.learning_rate,
@@ -186,6 +212,14 @@ def _fields(args: Namespace, roster: Roster) -> dict[str, Any]:
         "min_live": args.min_live,
         "deadline_s": args.deadline_s,
         "min_round_interval_s": args.min_round_interval_s,
+        "gate": Gate(
+            patients_per_row=args.patients_per_row,
+            schedule=args.schedule,
+            block_reach=_exact("block-reach", args.block_reach),
+            worth_releases=args.worth_releases,
+            worth_share=_exact("worth-share", args.worth_share),
+            worth_ratio=_exact("worth-ratio", args.worth_ratio),
+        ),
         "encoding": Encoding(args.values, error_feedback=args.error_feedback),
         "averaging": Averaging(
             mode=args.mode,
@@ -296,10 +330,12 @@ def _leaving(made: Run, leaving: dict[str, Any]) -> list[str]:
         rate = "  privacy         no bound on what the updates reveal about a patient"
     else:
         protection = f"  protection      {made.mechanism}, of each {made.unit}"
+        if made.gate.patients_per_row > 1:
+            protection += f", {made.gate.patients_per_row} patients to a contribution"
         rate = (
             f"  privacy         at most ε {number(leaving['epsilon'])}, "
             f"δ {number(leaving['delta'])} in all; one round alone: "
-            f"ε {number(leaving['epsilon_of_one_round'])}"
+            f"about ε {number(leaving['epsilon_of_one_round'])}"
         )
     sent = (
         f"at most {size(leaving['bytes_per_round'])}: "

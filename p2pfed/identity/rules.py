@@ -1,9 +1,9 @@
-"""The parts of a run file that say how deltas become a model: encoding, averaging, outer optimiser.
+"""The parts of a run file: the privacy gate, encoding, averaging, the outer optimiser.
 
 Each is a frozen value with defaults that need no thought, read and written as one JSON object. What
 the rules mean is told where they are carried out: `gossip/outer.py`, `gossip/robust.py`,
 `gossip/weights.py`, `gossip/rounds.py`, `gossip/pairwise.py`, `wire/payload.py`,
-`training/local.py`.
+`training/local.py`, `privacy/units.py`, `privacy/svt.py`, `privacy/worth.py`.
 
 Invariant: what `read` returns is within bounds; rules that contradict each other, or the run's
 mechanism, are refused by `Run`.
@@ -18,11 +18,22 @@ from typing import Any
 from p2pfed.errors import FactRejected
 from p2pfed.identity.fields import Fields
 
-__all__ = ["MODES", "OUTERS", "ROBUST", "Averaging", "Encoding", "Outer", "decimal"]
+__all__ = [
+    "MODES",
+    "OUTERS",
+    "ROBUST",
+    "SCHEDULES",
+    "Averaging",
+    "Encoding",
+    "Gate",
+    "Outer",
+    "decimal",
+]
 
 OUTERS = ("fedavg", "fedadam", "fedyogi", "fedadagrad")
 ROBUST = ("clip-median", "centred-clipping", "nearest-neighbour-mixing", "none")
 MODES = ("set", "pairwise")
+SCHEDULES = ("auto", "segmented", "sequential")  # of the sparse vector technique
 VALUES = ("int16", "int8")
 WEIGHT_POWERS = (Fraction(0), Fraction(1, 4), Fraction(1, 2), Fraction(3, 4), Fraction(1))
 MIN_EPSILON = 1e-12  # keeps the root of the adaptive optimisers away from 0
@@ -89,6 +100,53 @@ class Outer:
                 f"{self.name} needs beta1 < 1, beta2 < 1 and epsilon >= {MIN_EPSILON}",
                 "it would divide by zero, and hospitals would no longer hold the same model",
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What the privacy gate of every hospital does, beyond mechanism, budget and clip.
+
+    Attributes:
+        patients_per_row: Patients that make one contribution together. Above 1 one patient may
+            change a whole contribution into another, so the noise doubles.
+        schedule: How `svt` goes through the blocks; `auto` takes the cheaper way.
+        block_reach: In the sequential schedule (and for `svt-textbook`, whose blocks are single
+            numbers) a contribution's block is clipped to this many times its even share.
+        worth_releases: 0, or how many rounds are to be released: then a round is released only if
+            its update is worth it, and the budget is spread over these instead of all rounds.
+        worth_share: Share of a release's budget that pays for asking.
+        worth_ratio: How many times the length of its noise an update must have.
+    """
+
+    patients_per_row: int = 1
+    schedule: str = "auto"
+    block_reach: Fraction = Fraction(2)
+    worth_releases: int = 0
+    worth_share: Fraction = Fraction(1, 10)
+    worth_ratio: Fraction = Fraction(1)
+
+    @classmethod
+    def read(cls, fields: Fields) -> Gate:
+        """Read it from a run file.
+
+        Raises:
+            FactRejected: Malformed or out of bounds.
+        """
+        gate = cls(
+            patients_per_row=fields.integer("patients_per_row", low=1, high=1 << 20),
+            schedule=fields.one_of("schedule", SCHEDULES),
+            block_reach=fields.fraction("block_reach", low=Fraction(1, 100), high=Fraction(10**6)),
+            worth_releases=fields.integer("worth_releases", low=0, high=1_000_000),
+            worth_share=fields.fraction("worth_share", low=Fraction(0), high=Fraction(1)),
+            worth_ratio=fields.fraction("worth_ratio", low=Fraction(0), high=Fraction(1000)),
+        )
+        fields.done()
+        return gate
+
+    def encode(self) -> dict[str, Any]:
+        """As a JSON object."""
+        texts = ("block_reach", "worth_share", "worth_ratio")
+        return {**asdict(self), **{name: decimal(getattr(self, name)) for name in texts}}
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,13 +19,14 @@ from typing import Any, TypeVar
 from p2pfed.errors import FactRejected
 from p2pfed.identity.fields import Fields, encode_payload, read_payload
 from p2pfed.identity.roster import Roster
-from p2pfed.identity.rules import ROBUST, Averaging, Encoding, Outer, decimal
+from p2pfed.identity.rules import ROBUST, Averaging, Encoding, Gate, Outer, decimal
 from p2pfed.identity.signing import RUN, SignedDocument, fact_hash
 
 __all__ = [
     "MECHANISMS",
     "Averaging",
     "Encoding",
+    "Gate",
     "Outer",
     "Run",
     "check_kept_run",
@@ -35,8 +36,8 @@ __all__ = [
 T = TypeVar("T")
 
 KIND = "p2pfed.run/1"
-MECHANISMS = ("svt", "gaussian", "none")
-UNITS = ("patient", "none")
+MECHANISMS = ("svt", "svt-textbook", "gaussian", "none")
+UNITS = ("patient", "hospital", "none")
 MAX_PARAMETERS = 1 << 30
 MAX_DELTA_BYTES = 16 << 20  # of one frame, see wire/codec.py
 _HEAD_BYTES = 400  # header, signature and framing of one delta, see wire/delta.py
@@ -57,15 +58,15 @@ class Run:
         num_parameters: Length of the flat parameter vector.
         rounds: How many rounds are planned; the budget is spread over them.
         grid_bits: Model and delta values are multiples of 2**-grid_bits.
-        mechanism: `svt`, `gaussian` or `none`.
-        unit: `patient`, or `none` with mechanism `none`.
-        epsilon: Ceiling of the whole run per patient; 0 with mechanism `none`.
+        mechanism: `svt`, `svt-textbook`, `gaussian` or `none`.
+        unit: `patient` or `hospital`; `none` with mechanism `none`.
+        epsilon: Ceiling of the whole run per unit; 0 with mechanism `none`.
         delta: Its delta; 0 with mechanism `none`.
-        clip: L2 bound C of one patient's contribution.
+        clip: L2 bound C of one contribution.
         block_size: Coordinates per test of the sparse vector technique.
-        segment_blocks: Blocks of which at most one is released.
+        segment_blocks: At most one block in so many is released.
         select_share: Share of the budget that pays for the selection.
-        top_fraction: Share of coordinates sent with mechanism `none`.
+        top_fraction: Share of coordinates sent with mechanisms `none` and `gaussian`.
         outer: The outer optimiser.
         robust: Rule against outliers: `clip-median`, `centred-clipping`,
             `nearest-neighbour-mixing` or `none`.
@@ -73,6 +74,7 @@ class Run:
         min_live: Share of the roster's weight that must be alive to start a round.
         deadline_s: Longest wait for a round's deltas, seconds.
         min_round_interval_s: Shortest time between two round starts, seconds.
+        gate: What the privacy gates do beyond the above.
         encoding: How deltas are written.
         averaging: Who is averaged with whom, and with what weight.
         run_id: Hash of the payload; not part of it.
@@ -101,6 +103,7 @@ class Run:
     min_live: float
     deadline_s: float
     min_round_interval_s: float
+    gate: Gate = field(default_factory=Gate)
     encoding: Encoding = field(default_factory=Encoding)
     averaging: Averaging = field(default_factory=Averaging)
     run_id: bytes = field(default=b"", compare=False)
@@ -138,6 +141,7 @@ class Run:
             min_live=fields.number("min_live", low=0.0, high=1.0),
             deadline_s=fields.number("deadline_s", low=0.1, high=1e7),
             min_round_interval_s=fields.number("min_round_interval_s", low=0.0, high=1e7),
+            gate=_read_one(fields, "gate", Gate.read),
             encoding=_read_one(fields, "encoding", Encoding.read),
             averaging=_read_one(fields, "averaging", Averaging.read),
             run_id=fact_hash(payload),
@@ -174,6 +178,7 @@ class Run:
             "min_live": self.min_live,
             "deadline_s": self.deadline_s,
             "min_round_interval_s": self.min_round_interval_s,
+            "gate": [self.gate.encode()],
             "encoding": [self.encoding.encode()],
             "averaging": [self.averaging.encode()],
         }
@@ -188,8 +193,9 @@ class Run:
             )
         if private and not (self.epsilon > 0 and self.delta > 0):
             raise FactRejected("a private run needs epsilon > 0 and delta > 0")
-        if self.mechanism == "svt" and not 0 < self.select_share < 1:
+        if self.mechanism.startswith("svt") and not 0 < self.select_share < 1:
             raise FactRejected("svt needs 0 < select_share < 1", "selection and values both cost")
+        self._check_gate()
         self.outer.check()
         self.averaging.check()
         self._check_pairwise()
@@ -200,6 +206,27 @@ class Run:
                 f"at most {MAX_DELTA_BYTES} fit into one message",
                 "release fewer coordinates a round, or choose a smaller model",
             )
+
+    def _check_gate(self) -> None:
+        gate = self.gate
+        if self.unit != "patient" and gate.patients_per_row != 1:
+            raise FactRejected(
+                f"patients_per_row {gate.patients_per_row} with unit {self.unit!r}",
+                "only patients make contributions in groups",
+            )
+        if self.mechanism == "gaussian" and not self.top_fraction > 0:
+            raise FactRejected("gaussian needs top_fraction > 0", "1 sends every coordinate")
+        if not gate.worth_releases:
+            return
+        if self.mechanism not in {"svt", "gaussian"} or gate.worth_releases > self.rounds:
+            raise FactRejected(
+                f"worth_releases {gate.worth_releases} of {self.rounds} rounds, mechanism"
+                f" {self.mechanism!r}",
+                "asking whether a round is worth its budget needs a bound on an update's length",
+                "use svt or gaussian, and at most as many releases as rounds",
+            )
+        if not 0 < gate.worth_share < 1:
+            raise FactRejected("0 < worth_share < 1 is needed", "asking and releasing both cost")
 
     def _check_pairwise(self) -> None:
         if self.averaging.mode != "pairwise":
@@ -235,14 +262,24 @@ class Run:
             )
 
     @property
+    def releases(self) -> int:
+        """Over how many rounds the budget is spread."""
+        return self.gate.worth_releases or self.rounds
+
+    @property
+    def cutoff(self) -> int:
+        """The most blocks that one update releases under `svt`, or numbers under `svt-textbook`."""
+        size = self.block_size if self.mechanism == "svt" else 1
+        blocks = -(-self.num_parameters // size)
+        return -(-blocks // self.segment_blocks)
+
+    @property
     def max_released(self) -> int:
         """The most coordinates that one delta can carry."""
         if self.mechanism == "svt":
-            blocks = -(-self.num_parameters // self.block_size)
-            segments = -(-blocks // self.segment_blocks)
-            return min(self.num_parameters, segments * self.block_size)
-        if self.mechanism == "gaussian":
-            return self.num_parameters
+            return min(self.num_parameters, self.cutoff * self.block_size)
+        if self.mechanism == "svt-textbook":
+            return self.cutoff
         return max(1, -int(-self.num_parameters * self.top_fraction // 1))
 
     @property
@@ -272,7 +309,7 @@ class Run:
         """What will leave the building if this run is accepted, for people to read.
 
         Returns:
-            mode, bytes_per_round (most; in pairs about), epsilon (whole run),
+            mode, bytes_per_round (most; in pairs about), releases (most), epsilon (whole run),
             epsilon_of_one_round, delta, mechanism, unit, rounds and the names of all members, who
             receive every delta.
         """
@@ -282,6 +319,7 @@ class Run:
             "coordinates_per_round": self.max_released,
             "num_parameters": self.num_parameters,
             "rounds": self.rounds,
+            "releases": self.releases,
             "mechanism": self.mechanism,
             "unit": self.unit,
             "epsilon": float(self.epsilon),
@@ -336,16 +374,16 @@ def check_kept_run(signed: bytes, rosters: Iterable[Roster]) -> Run:
 
 
 def _epsilon_of_one_round(run: Run) -> float:
-    """What one round alone costs at the run's delta.
+    """What one round alone costs at the run's delta, about: for people to read.
 
-    The rounds share the run's zCDP equally, rho = (sqrt(epsilon + L) - sqrt(L))**2 / rounds with
+    The rounds share the run's zCDP equally, rho = (sqrt(epsilon + L) - sqrt(L))**2 / releases with
     L = ln(1/delta), and epsilon = rho + 2 sqrt(rho L) (Bun and Steinke 2016, Proposition 1.3): more
     than epsilon / rounds, because composition is cheaper than its parts.
     """
     if not run.delta:
         return 0.0
     log = -math.log(run.delta)
-    rho = (math.sqrt(float(run.epsilon) + log) - math.sqrt(log)) ** 2 / run.rounds
+    rho = (math.sqrt(float(run.epsilon) + log) - math.sqrt(log)) ** 2 / run.releases
     return rho + 2 * math.sqrt(rho * log)
 
 

@@ -4,6 +4,9 @@ Invariant: the order is fixed: validate and clip (spends nothing) -> debit, dura
 output, durable -> return. So a crash at any point never yields more outputs than debits, and a
 round that has an output returns it again, byte for byte, with the same spent budget and head.
 
+With a `worth.WorthGate` a test comes first: its own debit, durable -> threshold noise -> one "no"
+per round, free, until a "yes" lets the round go on as above.
+
 A refused update (NaN, infinity, wrong shape) is visible to peers as a skipped round and is not
 accounted: contributions must be computed so that no patient's values can cause one.
 
@@ -15,19 +18,20 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from p2pfed.errors import UpdateRejected
-from p2pfed.privacy.accountant import Budget
-from p2pfed.privacy.ledger import DataSetId, Ledger, ReleaseKey, Spent, StoredOutput
-from p2pfed.privacy.mechanisms import Plan, clipped_total, draw
+from p2pfed.privacy.accountant import Budget, Cost
+from p2pfed.privacy.ledger import DataSetId, Debit, Ledger, ReleaseKey, Spent, StoredOutput
+from p2pfed.privacy.mechanism import Mechanism, Release
 from p2pfed.privacy.noise import KeyStream, RandomWords
-from p2pfed.privacy.svt import Release
-from p2pfed.privacy.units import NEIGHBOURS, Contributions, PrivacyUnit
+from p2pfed.privacy.units import Contributions
+from p2pfed.privacy.worth import WORTH, WorthGate
 
-__all__ = ["Released", "decode_release", "encode_release", "release_round"]
+__all__ = ["NotWorth", "Released", "decode_release", "encode_release", "release_round"]
 
 _HEAD = struct.Struct("<BBI")
 _KINDS = ("<i1", "<i2", "<i4", "<i8")
@@ -50,31 +54,42 @@ class Released:
     spent: Spent
 
 
+@dataclass(frozen=True, slots=True)
+class NotWorth:
+    """The worth gate said "no": nothing was released, and nothing more was paid.
+
+    Attributes:
+        spent: As of now; what the gate's instance costs is in it.
+    """
+
+    spent: Spent
+
+
 def release_round(
     contributions: Contributions,
     *,
-    plan: Plan,
+    plan: Mechanism,
     ledger: Ledger,
     dataset: DataSetId,
     key: ReleaseKey,
     budget: Budget,
-    unit: PrivacyUnit = "patient",
+    worth: WorthGate | None = None,
     stream: Callable[[], RandomWords] = KeyStream,
-) -> Released:
+) -> Released | NotWorth:
     """Release one round's update, or give again what was released for it before.
 
-    Formal guarantee: for zero-out of one patient (`units.NEIGHBOURS`), everything ever released
-    on a patient's data through one ledger is together (epsilon, delta)-differentially private for
-    the budget (`accountant.how_spent`); the mechanism "none" has no guarantee.
+    Formal guarantee: between neighbours as `plan.unit` has them, everything ever released on a
+    patient's data through one ledger, the answers of worth gates included, is together (epsilon,
+    delta)-differentially private within the budget; the mechanism "none" has no guarantee.
 
     Args:
-        contributions: One row per patient (one row in all for the unit "hospital").
-        plan: Public parameters of the mechanism.
+        contributions: One row per patient or group (one row in all for the unit "hospital").
+        plan: The round's public plan.
         ledger: The open ledger.
         dataset: Whose patients; from `Ledger.register`.
         key: Run and round.
         budget: The lifetime ceiling.
-        unit: The unit of privacy.
+        worth: Asked whether the round is worth its budget; opened, and paid for, where it is not.
         stream: Makes the source of randomness of this release.
 
     Returns:
@@ -88,22 +103,36 @@ def release_round(
     """
     stored = ledger.output(key)
     if stored is None:
-        if unit == "hospital" and contributions.num_patients != 1:
+        if plan.unit.kind == "hospital" and contributions.num_patients != 1:
             raise UpdateRejected(
                 f"{contributions.num_patients} contributions for the unit 'hospital'",
                 "the hospital as a whole makes one",
             )
-        total = clipped_total(plan, contributions)
-        debit = ledger.debit(
-            dataset,
-            key=key,
-            cost=plan.cost,
-            mechanism=plan.mechanism,
-            unit=unit,
-            relation=NEIGHBOURS[unit],
-            budget=budget,
-        )
-        release = draw(plan, total, contributions, stream())
+        total = plan.total(contributions)
+
+        def pay(cost: Cost, mechanism: str) -> Debit:
+            return ledger.debit(
+                dataset,
+                key=key,
+                cost=cost,
+                mechanism=mechanism,
+                unit=plan.unit.kind,
+                relation=plan.unit.neighbours,
+                budget=budget,
+            )
+
+        words = stream()
+        if worth is not None:
+            if not worth.is_open:
+                ledger.check(
+                    dataset, [worth.plan.cost, plan.cost], budget
+                )  # a "yes" must be of use
+                pay(worth.plan.cost, WORTH)
+                worth.open(plan, words)
+            if not worth.ask(plan, total, words):
+                return NotWorth(ledger.spent(dataset, delta=budget.delta))
+        debit = pay(plan.cost, plan.name)
+        release = plan.draw(total, contributions, words)
         stored = ledger.store_output(debit, encode_release(release))
     return _released(stored)
 
@@ -123,7 +152,7 @@ def encode_release(release: Release) -> bytes:
     return head + indices + release.values.astype(value).tobytes()
 
 
-def _narrowest(numbers: NDArray[np.int64]) -> str:
+def _narrowest(numbers: NDArray[Any]) -> str:
     low, high = (int(numbers.min()), int(numbers.max())) if numbers.size else (0, 0)
     fits = (k for k in _KINDS if np.iinfo(k).min <= low and high <= np.iinfo(k).max)
     return next(fits)

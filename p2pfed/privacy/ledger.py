@@ -22,12 +22,12 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NewType, Self
+from typing import Any, Final, NewType, Self
 
 from p2pfed.errors import BudgetExhausted, LedgerCorrupt, PrivacyError
 from p2pfed.privacy.accountant import Budget, Cost, Route, Spending, epsilon_spent, fits, how_spent
@@ -37,6 +37,8 @@ from p2pfed.privacy.units import PrivacyUnit
 __all__ = ["DataSetId", "Debit", "Entry", "Ledger", "ReleaseKey", "Spent", "StoredOutput"]
 
 DataSetId = NewType("DataSetId", bytes)
+
+_NOTHING: Final[Counter[Cost]] = Counter()
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +164,7 @@ class Ledger:
         self._tallies: dict[DataSetId, _Tally] = {}
         self._debits: dict[int, Debit] = {}
         self._newest: dict[ReleaseKey, Debit] = {}
-        self._payments: Counter[bytes] = Counter()
+        self._runs: defaultdict[bytes, Counter[Cost]] = defaultdict(Counter)
         self._outputs: dict[ReleaseKey, int] = {}
         self._fields: list[dict[str, Any]] = []
         for entry in journal.entries:
@@ -340,9 +342,19 @@ class Ledger:
         """
         return self._count(dataset).costs
 
-    def payments(self, run_id: bytes) -> int:
-        """Return the number of debits made for a run, whoever's patients they touch."""
-        return self._payments[run_id]
+    def costs_of_run(self, run_id: bytes) -> Spending:
+        """Return the costs of all debits made for a run, whoever's patients they touch."""
+        return self._runs[run_id]
+
+    def check(self, dataset: DataSetId, costs: Iterable[Cost], budget: Budget) -> None:
+        """Refuse costs that would together pass the budget; writes nothing.
+
+        Raises:
+            BudgetExhausted: All costs together would pass the budget.
+            PrivacyError: Unknown data set.
+        """
+        *first, last = costs
+        self._check(dataset, last, budget, and_before=Counter(first))
 
     def entries(self) -> tuple[Entry, ...]:
         """Return all lines for display, oldest first."""
@@ -358,8 +370,15 @@ class Ledger:
             for entry, fields in zip(self._journal.entries, self._fields, strict=True)
         )
 
-    def _check(self, dataset: DataSetId, cost: Cost, budget: Budget) -> None:
-        costs = self._count(dataset).costs
+    def _check(
+        self,
+        dataset: DataSetId,
+        cost: Cost,
+        budget: Budget,
+        *,
+        and_before: Counter[Cost] = _NOTHING,
+    ) -> None:
+        costs = self._count(dataset).costs + and_before
         if not fits(budget, costs, cost):
             now = epsilon_spent(costs, budget.delta)
             then = epsilon_spent(costs + Counter([cost]), budget.delta)
@@ -438,7 +457,7 @@ class Ledger:
                     fields["delta"],
                 )
                 self._debits[entry.seq] = self._newest[debit.key] = debit
-                self._payments[debit.key.run_id] += 1
+                self._runs[debit.key.run_id][debit.cost] += 1
                 self._tallies[debit.dataset].costs[debit.cost] += 1
             case "output":
                 debit = self._debits[fields["debit"]]

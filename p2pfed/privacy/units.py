@@ -1,15 +1,21 @@
 """The unit of privacy: who is protected, and clipping each one's contribution on an integer grid.
 
-Map: `Contributions` (one row per patient) -> `clip_to_grid` (integer rows of bounded length)
--> `clipped_sum` (their exact sum).
+Map: `Unit` (whom, and how far one may move the sum) -> `Contributions` (one row per patient, per
+group of patients or per hospital) -> `Ball`, `Blocks` or `Box` (what a row is clipped to) ->
+`clipped_sum` (the exact sum).
 
-Invariant: one patient moves the returned sum by an integer vector of L2 norm <= `limit`, checked
-in integer arithmetic *after* rounding; floating point only proposes the rows.
+Invariant: every row of the sum is an integer vector inside its bound, checked in integer arithmetic
+*after* rounding; floating point only proposes the rows. So a neighbouring data set, in which one
+row is zero (or, for groups and hospitals, any other row inside the bound) moves the sum by at most
+`Unit.moves` times the bound.
 
-Neighbouring relation (zero-out): two data sets are neighbours when one patient's whole
-contribution is replaced by zeros; the number of patients is public.
+Neighbouring relations (`Unit.neighbours`). One row per patient: *zero-out*, one patient's whole
+contribution is replaced by zeros. Several patients per row: removing one changes the group's row to
+another one of the same bound, so the sum moves by 2 C, not C. Hospital: its whole row is replaced
+by any other, 2 C as well; that covers a change of any number of its patients, so debits for a
+hospital count for its patients too. The number of patients is public.
 
-Shape suffixes: N = patients of a chunk, D = parameters, K = chosen parameters.
+Shape suffixes: N = rows of a chunk, D = parameters, K = chosen parameters, B = blocks.
 
 Not here: noise, budgets, how a contribution is computed.
 """
@@ -28,10 +34,16 @@ from numpy.typing import NDArray
 from p2pfed.errors import UpdateRejected
 
 __all__ = [
-    "NEIGHBOURS",
+    "HOSPITAL",
+    "PATIENT",
+    "Ball",
+    "Blocks",
+    "Bound",
+    "Box",
     "Contributions",
     "PatientRows",
     "PrivacyUnit",
+    "Unit",
     "clip_to_grid",
     "clipped_sum",
     "grid_limit",
@@ -39,15 +51,54 @@ __all__ = [
 
 PrivacyUnit = Literal["patient", "hospital"]
 
-NEIGHBOURS: Final[dict[PrivacyUnit, str]] = {
-    "patient": "zero-out: one patient's whole contribution is replaced by zeros; "
-    "the number of patients is public",
-    "hospital": "zero-out: the hospital's whole contribution is replaced by zeros",
-}
-
 _MAX_LIMIT = 1 << 30  # squares of a row, even before it is shrunk, fit in int64
-_MAX_SUM = 1 << 31  # squares of a sum fit in int64
+_MAX_SUM = 1 << 31  # sums fit in int32, their squares in int64
 _BLOCK = 1 << 18  # numbers worked on at a time: bounds the memory whatever the chunks are
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Who is protected, and what neighbouring data sets are.
+
+    Attributes:
+        kind: "patient" or "hospital".
+        patients_per_row: Patients whose records make one contribution together; 1 for a hospital,
+            which makes one contribution whatever its size.
+
+    Raises:
+        ValueError: A hospital with groups of patients, or a group without patients.
+    """
+
+    kind: PrivacyUnit
+    patients_per_row: int = 1
+
+    def __post_init__(self) -> None:
+        if self.patients_per_row < 1 or (self.kind == "hospital" and self.patients_per_row != 1):
+            raise ValueError(f"patients_per_row={self.patients_per_row} for unit {self.kind!r}")
+
+    @property
+    def moves(self) -> int:
+        """How many times the clipping bound a neighbour moves the sum: 1 or 2."""
+        return 1 if self.kind == "patient" and self.patients_per_row == 1 else 2
+
+    @property
+    def neighbours(self) -> str:
+        """The neighbouring relation, in words."""
+        if self.kind == "hospital":
+            return "replacement: the hospital's whole contribution is replaced by any other"
+        if self.patients_per_row == 1:
+            return (
+                "zero-out: one patient's whole contribution is replaced by zeros; "
+                "the number of patients is public"
+            )
+        return (
+            f"replacement: one patient of a group of {self.patients_per_row} changes the group's "
+            "contribution to any other; the number of patients is public"
+        )
+
+
+PATIENT: Final = Unit("patient")
+HOSPITAL: Final = Unit("hospital")
 
 
 class Contributions(Protocol):
@@ -55,7 +106,8 @@ class Contributions(Protocol):
 
     Row i must be a function of patient i's data and of public facts only (the round's public
     model, fresh optimiser state): the privacy guarantee rests on this. The two readings need not
-    agree to the bit, for each is clipped on its own. For the unit "hospital" there is one row.
+    agree to the bit, for each is clipped on its own. For groups of patients and for the unit
+    "hospital" read "the group" and "the hospital" for "patient i".
     """
 
     @property
@@ -101,10 +153,10 @@ class PatientRows:
 
 
 def grid_limit(clip: Fraction | float, bits: int) -> int:
-    """Return the clipping length in grid units of 2^-bits, rounded down.
+    """Return a clipping bound in grid units of 2^-bits, rounded down.
 
     Args:
-        clip: L2 bound of one contribution; a public constant, never taken from patients.
+        clip: Bound of one contribution; a public constant, never taken from patients.
         bits: The grid is 2^-bits.
 
     Raises:
@@ -116,15 +168,68 @@ def grid_limit(clip: Fraction | float, bits: int) -> int:
     return limit
 
 
-def clip_to_grid(rows_ND: NDArray[Any], *, limit: int, bits: int) -> NDArray[np.int64]:
-    """Round each row to the grid and shrink it to L2 norm <= `limit` grid units.
+@dataclass(frozen=True, slots=True)
+class Ball:
+    """Rows of L2 norm at most `limit` grid units."""
 
-    Formal guarantee: every returned row is a function of the same input row alone, and its exact
-    integer L2 norm is at most `limit`, whatever the input.
+    limit: int
+
+    def clip(self, rows_ND: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Round rows given in grid units, and shrink them into the bound."""
+        norm_N = np.sqrt(np.square(rows_ND).sum(axis=1))
+        scale_N = np.ones(len(norm_N))
+        np.divide(self.limit, norm_N, out=scale_N, where=norm_N > self.limit)
+        return _inside(np.rint(rows_ND * scale_N[:, None]).astype(np.int64), self.limit)
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Rows of L2 norm at most `limit` whose blocks of `size` each have at most `block_limit`."""
+
+    limit: int
+    size: int
+    block_limit: int
+
+    def clip(self, rows_ND: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Round rows given in grid units, and shrink them into the bound."""
+        width = rows_ND.shape[1]
+        padded = np.pad(rows_ND, ((0, 0), (0, -width % self.size)))
+        block_NBk = padded.reshape(len(rows_ND), -1, self.size)
+        norm_NB = np.sqrt(np.square(block_NBk).sum(axis=2))
+        scale_NB = np.ones_like(norm_NB)
+        np.divide(self.block_limit, norm_NB, out=scale_NB, where=norm_NB > self.block_limit)
+        norm_N = np.sqrt(np.square(norm_NB * scale_NB).sum(axis=1))
+        scale_N = np.ones(len(norm_N))
+        np.divide(self.limit, norm_N, out=scale_N, where=norm_N > self.limit)
+        scale_NB *= scale_N[:, None]
+        grid = np.rint(block_NBk * scale_NB[:, :, None]).astype(np.int64)
+        grid = _inside(grid.reshape(-1, self.size), self.block_limit)  # then only gets smaller
+        return _inside(grid.reshape(len(rows_ND), -1)[:, :width], self.limit)
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """Rows of which no number is larger than `limit` grid units."""
+
+    limit: int
+
+    def clip(self, rows_ND: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Round rows given in grid units, and cut their numbers at the bound."""
+        return np.rint(np.clip(rows_ND, -self.limit, self.limit)).astype(np.int64)
+
+
+Bound = Ball | Blocks | Box
+
+
+def clip_to_grid(rows_ND: NDArray[Any], *, bound: Bound, bits: int) -> NDArray[np.int64]:
+    """Round each row to the grid of 2^-bits and shrink it into the bound.
+
+    Formal guarantee: every returned row is a function of the same input row alone, and lies in the
+    bound by exact integer arithmetic, whatever the input.
 
     Args:
         rows_ND: (N, D) real numbers.
-        limit: L2 bound in grid units, 1 to 2^30.
+        bound: What each row must satisfy, in grid units.
         bits: The grid is 2^-bits.
 
     Returns:
@@ -133,51 +238,42 @@ def clip_to_grid(rows_ND: NDArray[Any], *, limit: int, bits: int) -> NDArray[np.
     Raises:
         UpdateRejected: A number is NaN or infinite, or the array is not two-dimensional.
     """
-    values_ND = _finite(rows_ND)
-    norm_N = np.sqrt(np.square(values_ND).sum(axis=1))
-    scale_N = np.full(len(norm_N), 2.0**bits)
-    np.divide(limit, norm_N, out=scale_N, where=norm_N * 2.0**bits > limit)
-    grid_ND: NDArray[np.int64] = np.rint(values_ND * scale_N[:, None]).astype(np.int64)
-    while (over := np.flatnonzero(_squares(grid_ND) > limit * limit)).size:
-        # Factor < 1 and truncation: every non-zero entry loses at least one, so this ends.
-        factor = limit / np.sqrt(_squares(grid_ND[over])) * (1.0 - 2.0**-40)
-        grid_ND[over] = np.trunc(grid_ND[over] * factor[:, None]).astype(np.int64)
-    return grid_ND
+    return bound.clip(_finite(rows_ND) * 2.0**bits)
 
 
 def clipped_sum(
     contributions: Contributions,
     *,
-    limit: int,
+    bound: Bound,
     bits: int,
-    chosen_K: NDArray[np.int64] | None = None,
-) -> NDArray[np.int64]:
+    chosen_K: NDArray[Any] | None = None,
+) -> NDArray[np.int32]:
     """Return the exact sum of all clipped contributions.
 
-    Formal guarantee: under zero-out of one patient the result moves by an integer vector of L2
-    norm <= `limit`. With `chosen_K` (public), the rows are restricted to it *before* clipping.
+    Formal guarantee: under zero-out of one row the result moves by an integer vector inside the
+    bound; under replacement of one row, by the difference of two such vectors. With `chosen_K`
+    (public), the rows are restricted to it *before* clipping.
 
     Args:
-        contributions: One row per patient.
-        limit: L2 bound of each row in grid units.
+        contributions: One row per patient, group or hospital.
+        bound: What each row is clipped to, in grid units.
         bits: The grid is 2^-bits.
         chosen_K: Restrict every row to these parameters; None keeps all.
 
     Returns:
-        (D,) or (K,) int64 in grid units.
+        (D,) or (K,) int32 in grid units.
 
     Raises:
-        UpdateRejected: NaN, infinity, wrong shape, no patient, or more patients than the grid
-            can sum.
+        UpdateRejected: NaN, infinity, wrong shape, no row, or more rows than the grid can sum.
     """
-    num_patients, num_parameters = contributions.num_patients, contributions.num_parameters
-    if num_patients < 1 or num_patients * limit >= _MAX_SUM:
+    num_rows, num_parameters = contributions.num_patients, contributions.num_parameters
+    if num_rows < 1 or num_rows * bound.limit >= _MAX_SUM:
         raise UpdateRejected(
-            f"{num_patients} patients with contributions of up to {limit} grid units",
+            f"{num_rows} contributions of up to {bound.limit} grid units",
             f"their sum must lie between 1 and {_MAX_SUM - 1} grid units",
             "Choose fewer grid bits or a smaller clip, or contribute at least one patient.",
         )
-    total = np.zeros(num_parameters if chosen_K is None else chosen_K.size, np.int64)
+    total = np.zeros(num_parameters if chosen_K is None else chosen_K.size, np.int32)
     seen = 0
     for rows_ND in contributions.chunks():
         if rows_ND.ndim != 2 or rows_ND.shape[1] != num_parameters:
@@ -188,12 +284,10 @@ def clipped_sum(
         for start in range(0, len(rows_ND), step):
             kept = rows_ND[start : start + step]
             kept = kept if chosen_K is None else kept[:, chosen_K]
-            total += clip_to_grid(kept, limit=limit, bits=bits).sum(axis=0)
+            total += clip_to_grid(kept, bound=bound, bits=bits).sum(axis=0, dtype=np.int32)
         seen += len(rows_ND)
-    if seen != num_patients:
-        raise UpdateRejected(
-            f"{seen} contributions came", f"{num_patients} patients were announced"
-        )
+    if seen != num_rows:
+        raise UpdateRejected(f"{seen} contributions came", f"{num_rows} were announced")
     return total
 
 
@@ -212,6 +306,15 @@ def _finite(rows_ND: NDArray[Any]) -> NDArray[np.float64]:
             "Look at the learning rate and at the data of this hospital.",
         )
     return values_ND
+
+
+def _inside(grid_ND: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
+    """Shrink rows of integers until their exact L2 norm is at most `limit`."""
+    while (over := np.flatnonzero(_squares(grid_ND) > limit * limit)).size:
+        # Factor < 1 and truncation: every non-zero entry loses at least one, so this ends.
+        factor = limit / np.sqrt(_squares(grid_ND[over])) * (1.0 - 2.0**-40)
+        grid_ND[over] = np.trunc(grid_ND[over] * factor[:, None]).astype(np.int64)
+    return grid_ND
 
 
 def _squares(grid_ND: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,8 +1,9 @@
 """Ordinary local training: the update of mechanism `none`, and "alone" in every comparison.
 
 McMahan et al. 2017 (arXiv:1602.05629): some mini-batch steps from the common model. A run without
-privacy shares the difference, its largest entries only (privacy.mechanisms), on the run's grid.
-Nothing bounds a patient's influence on it. What it remembers from round to round is in `feedback`.
+privacy shares the difference, its largest entries only (privacy.plain), on the run's grid: nothing
+bounds a patient's influence on it. With the unit "hospital" it is the one row that the gate clips.
+What it remembers from round to round is in `feedback`.
 
 Invariant: on a CPU and for one version of torch the result is a function of the arguments.
 """
@@ -22,7 +23,14 @@ from p2pfed.training.task import Split, Task
 from p2pfed.training.vector import Vector, get_vector, parts, set_vector
 from p2pfed.wire.payload import MOST_INT8, Payload, least_exponent
 
-__all__ = ["Quantised", "evaluate", "initial_vector", "quantise", "train_local"]
+__all__ = [
+    "HospitalContribution",
+    "Quantised",
+    "evaluate",
+    "initial_vector",
+    "quantise",
+    "train_local",
+]
 
 _MOST = 32767  # symmetric int16
 _CHUNK = 1 << 16  # values rounded at a time: stays in the cache
@@ -109,6 +117,57 @@ def train_local(
     return trained
 
 
+class HospitalContribution:
+    """The change by ordinary local training as the hospital's one row, for the unit "hospital".
+
+    Implements `privacy.units.Contributions`. Training is repeated at every reading, from the same
+    seed. A change with NaN or infinity becomes zeros: a refusal would tell something that nobody
+    paid for.
+
+    Args:
+        task: Gives model, loss and hyper-parameters.
+        view: The public model, shape (P,).
+        split: Training records.
+        seed: Fixes batches and dropout; public.
+        device: Where to compute.
+    """
+
+    num_patients = 1
+
+    def __init__(
+        self, task: Task, view: Vector, split: Split, *, seed: int, device: torch.device
+    ) -> None:
+        self._task, self._view, self._split = task, view, split
+        self._seed, self._device = seed, device
+        self.unusable = 0  # 1 if the last reading was not finite; never leaves
+
+    @property
+    def num_parameters(self) -> int:
+        """P."""
+        return int(self._view.size)
+
+    def chunks(self) -> Iterator[NDArray[np.float32]]:
+        """Yield the row, shape (1, P)."""
+        hyper = self._task.hyper
+        self.unusable = 0
+        try:
+            trained = train_local(
+                self._task,
+                self._split,
+                self._view,
+                steps=hyper.local_steps,
+                learning_rate=hyper.learning_rate,
+                batch_size=hyper.batch_size,
+                seed=self._seed,
+                device=self._device,
+            )
+            change = trained - self._view
+        except UpdateRejected:
+            self.unusable = 1
+            change = np.zeros_like(self._view)
+        yield np.asarray(change, np.float32)[None, :]
+
+
 def evaluate(task: Task, vector: Vector, split: Split) -> dict[str, float]:
     """The task's metrics of a model on some records; for the hospital's own eyes."""
     model = task.model()
@@ -119,7 +178,7 @@ def evaluate(task: Task, vector: Vector, split: Split) -> dict[str, float]:
 
 
 def quantise(
-    indices: NDArray[np.int64], values: NDArray[Any], *, grid_bits: int, width: str = "int16"
+    indices: NDArray[Any], values: NDArray[Any], *, grid_bits: int, width: str = "int16"
 ) -> Quantised:
     """Round values, half to even, to what a payload can hold; symmetric, without chance.
 
@@ -147,6 +206,7 @@ def quantise(
         coded[part] = np.clip(units, -most, most)
     coded <<= exponent
     kept = coded != 0
+    indices = indices.astype(np.int64, copy=False)
     payload = Payload(indices, coded) if kept.all() else Payload(indices[kept], coded[kept])
     return Quantised(payload, saturated)
 

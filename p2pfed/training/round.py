@@ -9,16 +9,15 @@ Formal guarantee: what a `Released` holds is computed from the gate's output and
 (plan, run, the roster's number of patients): post-processing. All debits of one run together stay
 within the run's epsilon, and all debits on a patient within the hospital's lifetime budget. The
 threshold of `svt` follows from this node's own earlier releases of the run. `Skipped`, `Refused`
-and `Exhausted` carry fixed texts and public numbers.
+and `Exhausted` carry fixed texts and public numbers; the one bit of a worth gate is paid for.
 
-Not here: clipping, noise, budget (privacy room), signing and sending (network process).
+Not here: the plans of the rounds (`plans`), clipping, noise, budget (privacy room), signing and
+sending (network process).
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -27,16 +26,18 @@ import torch
 from p2pfed.config import Settings
 from p2pfed.errors import BudgetExhausted, ConfigError, UpdateRejected
 from p2pfed.identity.run import Run
-from p2pfed.privacy.accountant import NANO, Budget, forecast, rho_nano_allowed
-from p2pfed.privacy.gate import decode_release, release_round
+from p2pfed.privacy.accountant import Budget, fits, forecast
+from p2pfed.privacy.gate import NotWorth, decode_release, release_round
 from p2pfed.privacy.ledger import Ledger, ReleaseKey, Spent
-from p2pfed.privacy.mechanisms import GaussianPlan, NoPrivacyPlan, Plan
+from p2pfed.privacy.mechanism import Mechanism
 from p2pfed.privacy.svt import SvtPlan, next_threshold
 from p2pfed.privacy.units import Contributions
+from p2pfed.privacy.worth import WorthGate
 from p2pfed.training.contributions import PatientContributions
 from p2pfed.training.feedback import LocalChange, LocalMemory
-from p2pfed.training.local import quantise
-from p2pfed.training.task import Task, TaskData, task_id
+from p2pfed.training.local import HospitalContribution, quantise
+from p2pfed.training.plans import Budgeted, contributions_of, plan_for, worth_plan
+from p2pfed.training.task import Split, Task, TaskData, task_id
 from p2pfed.training.vector import MeanDelta, Vector, check_no_buffers, num_parameters
 from p2pfed.wire.payload import encode_payload
 
@@ -44,8 +45,8 @@ __all__ = ["Exhausted", "Hospital", "Refused", "Released", "RoundResult", "Skipp
 
 MAX_SCALE = 4  # a member that was away for long does not take over its first round
 
-_CLIP_BITS = 16  # a clipped row is 2^15 to 2^16 grid units long, shorter from 16384 patients on
-_SUM_BITS = 30  # the sum of `samples` clipped rows; the gate allows twice that
+_AT_LEAST = {"patient": ("patient", "hospital"), "hospital": ("hospital",)}  # a floor allows these
+
 _NO_BUDGET = 1e-6  # stands for epsilon 0, which only mechanism `none` gets to see
 
 
@@ -89,7 +90,8 @@ class Exhausted:
 class Skipped:
     """This round cannot be trained, and the reason is not a matter of policy.
 
-    Under a privacy mechanism it follows from public facts alone, for it is seen and not paid for.
+    Under a privacy mechanism it follows from public facts alone, for it is seen and not paid for;
+    or it is the answer of a worth gate, which is.
     """
 
     reason: str
@@ -139,8 +141,10 @@ class Hospital:
             f"{task.name} at {settings.node.name}", data.train.patient_records()
         )
         self._policy = settings.privacy
-        self._thresholds: dict[bytes, tuple[int, SvtPlan]] = {}
+        self._thresholds: dict[bytes, tuple[int, int]] = {}
+        self._worth: dict[bytes, WorthGate] = {}  # never stored: a restart ends their instances
         self._memory: tuple[bytes, LocalMemory] = (b"", LocalMemory())
+        self._groups = (1, data.train)
 
     @property
     def spent(self) -> Spent:
@@ -182,12 +186,15 @@ class Hospital:
         if reason:
             return Refused(reason)
         key = ReleaseKey(run.run_id, round_number)
-        if self.ledger.output(key) is None and self._run_is_paid_for(run):
-            return self._exhausted("the run's rounds are paid for; a run never passes its epsilon")
+        worth = self._worth_gate(run)
+        if self.ledger.output(key) is None and self._run_is_paid_for(run, worth):
+            return self._exhausted(
+                "the run's releases are paid for; a run never passes its epsilon"
+            )
         plan = self._plan(run, round_number, samples)
         self.unusable = 0
+        contributions = self._contributions(run, round_number, view, mean)
         try:
-            contributions = self._contributions(run, round_number, view, mean)
             gate = release_round(
                 contributions,
                 plan=plan,
@@ -195,18 +202,19 @@ class Hospital:
                 dataset=self.dataset,
                 key=key,
                 budget=self.budget,
-                unit="hospital" if run.mechanism == "none" else "patient",
+                worth=worth,
             )
         except BudgetExhausted:
             return self._exhausted("the lifetime budget of these patients does not allow it")
         except UpdateRejected:  # its text may count patients; patients' values never cause it
             return Skipped("the update is not finite or does not fit the run")
-        if isinstance(contributions, PatientContributions):
-            self.unusable = contributions.unusable
-        # `none` gives the mean update on the run's grid, the others a sum over patients.
-        unit = 2.0**-run.grid_bits
-        if not isinstance(plan, NoPrivacyPlan):
-            unit = 2.0**-plan.bits / samples
+        self.unusable = getattr(contributions, "unusable", 0)
+        if isinstance(gate, NotWorth):
+            return Skipped("the worth gate said no: this update is not worth its budget")
+        # `none` gives the mean update on the run's grid, the others a sum over contributions.
+        unit = 2.0**-plan.bits
+        if run.mechanism != "none":
+            unit /= contributions_of(run, samples)
         result = quantise(
             gate.release.indices,
             gate.release.values * (unit * float(scale)),
@@ -226,7 +234,7 @@ class Hospital:
             releases=spent.releases,
             ledger_head=spent.head,
             saturated=result.saturated,
-            releases_left=self._releases_left(run, plan),
+            releases_left=self._releases_left(run),
         )
 
     def _why_not(self, run: Run, round_number: int, samples: int, scale: Fraction) -> str:
@@ -243,23 +251,50 @@ class Hospital:
             (run.num_parameters != self.num_parameters, "the run's model has another size"),
             (not 0 <= round_number <= run.rounds, "the run has no such round"),
             (not 1 <= samples < 1 << 24, "the roster names no sensible number of patients"),
+            (
+                samples < run.gate.patients_per_row,
+                "the roster names fewer patients than a group has",
+            ),
             (not 1 <= scale <= (MAX_SCALE if scales else 1), "the run does not scale deltas so"),
             (not private and not self._policy.allow_none, "mechanism 'none' is not allowed here"),
-            (private and run.unit != self._policy.unit, "the run's unit is below our floor"),
+            (
+                private and run.unit not in _AT_LEAST[self._policy.unit],
+                "the run's unit is below our floor",
+            ),
             (private and self._policy.epsilon <= 0, "no lifetime budget is configured here"),
-            (private and _rho_nano(run) < 1, "the run has too many rounds for its epsilon"),
+            (
+                private and not Budgeted.of(run).is_enough,
+                "the run has too many rounds for its epsilon",
+            ),
             (bool(buffers), f"{buffers}, which no clip bounds"),
         )
         return next((reason for wrong, reason in checks if wrong), "")
 
-    def _run_is_paid_for(self, run: Run) -> bool:
-        return run.mechanism != "none" and self.ledger.payments(run.run_id) >= run.rounds
+    def _run_is_paid_for(self, run: Run, worth: WorthGate | None) -> bool:
+        """Whether one more release, and its worth gate if not open, would pass its epsilon."""
+        if run.mechanism == "none":
+            return False
+        share = Budgeted.of(run)
+        cost = share.cost
+        if worth is not None and not worth.is_open:
+            cost = share.together
+        ceiling = Budget(epsilon=float(run.epsilon), delta=float(run.delta))
+        return not fits(ceiling, self.ledger.costs_of_run(run.run_id), cost)
 
-    def _releases_left(self, run: Run, plan: Plan) -> int:
-        """How many more releases of this run the budget allows; public, like the spending."""
-        if isinstance(plan, NoPrivacyPlan):
+    def _releases_left(self, run: Run) -> int:
+        """How many more releases of this run the budgets allow; public, like the spending."""
+        if run.mechanism == "none":
             return run.rounds
-        return forecast(self.budget, self.ledger.costs(self.dataset), plan.cost)
+        cost = Budgeted.of(run).together
+        ceiling = Budget(epsilon=float(run.epsilon), delta=float(run.delta))
+        return min(
+            forecast(ceiling, self.ledger.costs_of_run(run.run_id), cost),
+            forecast(self.budget, self.ledger.costs(self.dataset), cost),
+        )
+
+    def _worth_gate(self, run: Run) -> WorthGate | None:
+        plan = worth_plan(run)
+        return None if plan is None else self._worth.setdefault(run.run_id, WorthGate(plan))
 
     def _exhausted(self, reason: str) -> Exhausted:
         spent = self.spent
@@ -268,9 +303,14 @@ class Hospital:
     def _contributions(
         self, run: Run, round_number: int, view: Vector, mean: MeanDelta | None
     ) -> Contributions:
-        if run.mechanism != "none":
-            return PatientContributions(self.task, view, self.data.train, device=self.device)
+        if run.unit == "patient":
+            rows = self._grouped(run.gate.patients_per_row)
+            return PatientContributions(self.task, view, rows, device=self.device)
         seed = int.from_bytes(hashlib.blake2b(_label(run, round_number), digest_size=7).digest())
+        if run.unit == "hospital":
+            return HospitalContribution(
+                self.task, view, self.data.train, seed=seed, device=self.device
+            )
         if self._memory[0] != run.run_id:
             self._memory = (run.run_id, LocalMemory.of(run))
         return LocalChange(
@@ -284,54 +324,30 @@ class Hospital:
             mean=mean,
         )
 
-    def _plan(self, run: Run, round_number: int, samples: int) -> Plan:
-        if run.mechanism == "none":
-            least = Fraction(1, run.num_parameters)
-            return NoPrivacyPlan(
-                num_parameters=run.num_parameters,
-                bits=run.grid_bits,
-                fraction=max(run.top_fraction, least),
-            )
-        clip_bits = min(_CLIP_BITS, _SUM_BITS - samples.bit_length())
-        bits = max(0, math.floor(math.log2(2**clip_bits / run.clip)))
-        rho = Fraction(_rho_nano(run), NANO)
-        if run.mechanism == "gaussian":
-            return GaussianPlan(
-                num_parameters=run.num_parameters, clip=run.clip, bits=bits, rho=rho
-            )
-        return self._svt_plan(
-            run,
-            round_number,
-            lambda seed: SvtPlan.for_budget(
-                rho,
-                num_parameters=run.num_parameters,
-                clip=run.clip,
-                bits=bits,
-                shuffle_seed=seed,
-                block_size=run.block_size,
-                segment_blocks=run.segment_blocks,
-                select_share=run.select_share,
-            ),
-        )
+    def _grouped(self, size: int) -> Split:
+        """The training patients in groups of `size`, kept from round to round."""
+        if size == 1:
+            return self.data.train
+        if self._groups[0] != size:
+            self._groups = (size, self.data.train.grouped(size))
+        return self._groups[1]
 
-    def _svt_plan(self, run: Run, round_number: int, fresh: Callable[[bytes], SvtPlan]) -> SvtPlan:
-        """The round's plan; its threshold follows from the earlier releases of the run."""
-        plan = fresh(_label(run, round_number))
-        done, steered = self._thresholds.get(run.run_id, (0, plan))
+    def _plan(self, run: Run, round_number: int, samples: int) -> Mechanism:
+        """The round's plan; the threshold of `svt` follows from the earlier releases of the run."""
+        plan = plan_for(run, samples, seed=_label(run, round_number))
+        if not isinstance(plan, SvtPlan):
+            return plan
+        done, threshold = self._thresholds.get(run.run_id, (0, plan.threshold))
         if done > round_number:
-            done, steered = 0, plan
+            done, threshold = 0, plan.threshold
         for earlier in range(done, round_number):
             stored = self.ledger.output(ReleaseKey(run.run_id, earlier))
             if stored is not None:
-                release = decode_release(stored.payload)
-                steered = steered.at_threshold(next_threshold(steered, release))
-        self._thresholds[run.run_id] = (round_number, steered)
-        return plan.at_threshold(steered.threshold)
-
-
-def _rho_nano(run: Run) -> int:
-    """Every round's equal share of the run's zCDP, in nano-rho."""
-    return rho_nano_allowed(float(run.epsilon), float(run.delta)) // run.rounds
+                as_it_was = plan_for(run, samples, seed=_label(run, earlier), threshold=threshold)
+                assert isinstance(as_it_was, SvtPlan)
+                threshold = next_threshold(as_it_was, decode_release(stored.payload))
+        self._thresholds[run.run_id] = (round_number, threshold)
+        return plan.at_threshold(threshold)
 
 
 def _label(run: Run, round_number: int) -> bytes:

@@ -110,6 +110,13 @@ class Split:
         counts = torch.bincount(self.patient, minlength=self.num_patients)
         return tuple(torch.split(order, counts.tolist()))
 
+    def grouped(self, size: int) -> Split:
+        """The same records with `size` patients in a row as one; the last group may have fewer.
+
+        A patient is in one group only, and which one follows from its number alone.
+        """
+        return Split(self.x, self.y, torch.div(self.patient, size, rounding_mode="floor"))
+
     def patient_records(self) -> tuple[bytes, ...]:
         """Stable bytes per patient, by which the ledger recognises a patient it has met.
 

@@ -1,0 +1,186 @@
+"""Which blocks a sparse vector technique releases: the two schedules, drawn exactly and vectorised.
+
+Map: `candidates` (blocks whose noisy query reaches the public threshold) -> `segmented` or
+`sequential` (those that reach the noisy threshold as well); `public_positions` is the order in
+which the blocks are looked at.
+
+Both schedules test "query + Geo(l2) >= threshold + Geo(l1)", where Geo is one-sided geometric
+noise.
+
+Formal guarantee: the law of the result is exactly that of going through the blocks one by one
+(`svt` says what that costs). *Skip-ahead*: the noisy threshold is never below the public one, so
+only candidates with query + Geo(l2) >= threshold matter. A block with query q is one with
+probability min(1, exp(-(threshold - q) / l2)), and given that, its excess over the threshold is
+max(q - threshold, 0) + Geo(l2) once more, because the geometric law has no memory. Threshold noise
+that no candidate meets is never drawn: it changes nothing.
+
+Shape suffixes: B = blocks, C = candidates.
+
+Not here: scales and costs (`svt`), the samplers (`noise`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2pfed.privacy.noise import RandomWords, bernoulli_exp, one_sided_geometric
+
+__all__ = ["Candidates", "candidates", "public_positions", "segmented", "sequential"]
+
+_CHUNK = 1 << 16  # numbers of the update that are read at a time
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """Blocks whose noisy query reaches the public threshold; private until a schedule has chosen.
+
+    Attributes:
+        blocks: (C,) int32, increasing.
+        excess: (C,) int64, by how much the noisy query exceeds the public threshold.
+    """
+
+    blocks: NDArray[np.int32]
+    excess: NDArray[np.int64]
+
+
+def candidates(
+    total_D: NDArray[Any],
+    *,
+    block_size: int,
+    threshold: int,
+    scale: Fraction,
+    stream: RandomWords,
+) -> Candidates:
+    """Draw the query noise of all blocks, as far as it can matter.
+
+    Args:
+        total_D: (D,) integers; a block's query is the floor of its L2 norm.
+        block_size: Coordinates per block.
+        threshold: The public threshold in grid units.
+        scale: l2, of the query noise.
+        stream: Fresh random words.
+    """
+    found: list[NDArray[np.int32]] = []
+    above: list[NDArray[np.int64]] = []
+    for start, query_B in _queries(total_D, block_size):
+        gap_B = np.maximum(threshold - query_B, 0)
+        exact = partial(_exponent, gap_B, scale)
+        hits = np.flatnonzero(bernoulli_exp(stream, gap_B * float(1 / scale), exact))
+        found.append((hits + start).astype(np.int32))
+        above.append(np.maximum(query_B[hits] - threshold, 0))
+    blocks = np.concatenate(found)
+    excess = np.concatenate(above)
+    excess += one_sided_geometric(stream, excess.size, scale)
+    return Candidates(blocks, excess)
+
+
+def segmented(
+    found: Candidates,
+    *,
+    position_C: NDArray[np.int64],
+    segment_blocks: int,
+    scale: Fraction,
+    stream: RandomWords,
+) -> NDArray[np.int32]:
+    """In every segment the first block that reaches the segment's own noisy threshold.
+
+    Args:
+        found: What `candidates` returned.
+        position_C: (C,) each candidate's place in the public order.
+        segment_blocks: Places per segment.
+        scale: l1, of the threshold noise.
+        stream: Fresh random words.
+
+    Returns:
+        Blocks, increasing.
+    """
+    order = np.argsort(position_C)
+    segments, segment_C = np.unique(position_C[order] // segment_blocks, return_inverse=True)
+    noise = one_sided_geometric(stream, segments.size, scale)
+    accepted = np.flatnonzero(found.excess[order] >= noise[segment_C])
+    _, first = np.unique(segment_C[accepted], return_index=True)  # then the segment stops
+    return np.sort(found.blocks[order[accepted[first]]])
+
+
+def sequential(
+    found: Candidates,
+    *,
+    position_C: NDArray[np.int64],
+    cutoff: int,
+    scale: Fraction,
+    stream: RandomWords,
+) -> NDArray[np.int32]:
+    """Blocks in the public order that reach the threshold, which gets new noise after each.
+
+    Args:
+        found: What `candidates` returned.
+        position_C: (C,) each candidate's place in the public order.
+        cutoff: After so many it stops.
+        scale: l1, of the threshold noise.
+        stream: Fresh random words.
+
+    Returns:
+        Blocks, increasing.
+    """
+    order = np.argsort(position_C)
+    noise = iter(one_sided_geometric(stream, min(cutoff, order.size), scale).tolist())
+    accepted = []
+    threshold = next(noise, None)
+    for place, excess in enumerate(found.excess[order].tolist()):
+        if threshold is None:
+            break
+        if excess >= threshold:
+            accepted.append(place)
+            threshold = next(noise, None)
+    return np.sort(found.blocks[order[accepted]])
+
+
+def public_positions(seed: bytes, blocks: NDArray[Any], count: int) -> NDArray[np.int64]:
+    """Return the places of blocks in a public order of `count` blocks: j -> (a j + b) mod count.
+
+    The guarantees hold for every order; this one spreads neighbours, and is new for each seed.
+
+    Args:
+        seed: Public.
+        blocks: Numbers below `count`.
+        count: How many blocks there are, below 2^31.
+    """
+    digest = hashlib.blake2b(seed, digest_size=32, person=b"p2pfed-shuffle").digest()
+    step = 1 + int.from_bytes(digest[:16]) % count
+    while math.gcd(step, count) != 1:
+        step += 1
+    offset = int.from_bytes(digest[16:]) % count
+    return (blocks.astype(np.int64) * (step % count) + offset) % count
+
+
+def _queries(total_D: NDArray[Any], block_size: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yield the first block's number and the exact floors of the norms, some blocks at a time."""
+    at_once = max(1, _CHUNK // block_size)
+    for start in range(0, -(-total_D.size // block_size), at_once):
+        part = total_D[start * block_size : (start + at_once) * block_size]
+        yield start, _floor_norms(part, block_size)
+
+
+def _floor_norms(part: NDArray[Any], block_size: int) -> NDArray[np.int64]:
+    """Return floor of the L2 norm of each block, exactly; squares are below 2^62."""
+    if block_size == 1:
+        return np.abs(part.astype(np.int64))
+    wide = np.pad(part.astype(np.int64), (0, -part.size % block_size)).reshape(-1, block_size)
+    square_B = np.einsum("ij,ij->i", wide, wide)
+    root_B: NDArray[np.int64] = np.sqrt(square_B.astype(np.float64)).astype(np.int64)  # within 1
+    root_B -= np.square(root_B) > square_B
+    root_B += np.square(root_B + 1) <= square_B
+    return root_B
+
+
+def _exponent(gap_B: NDArray[np.int64], scale: Fraction, i: int) -> Fraction:
+    return int(gap_B[i]) / scale

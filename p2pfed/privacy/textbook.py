@@ -1,0 +1,180 @@
+"""The textbook sparse vector technique: single coordinates, pure epsilon; kept for comparison.
+
+How it works. Every contribution is cut to a box, |x_i| <= B. A threshold T = threshold + Geo(l1) is
+drawn once; coordinate i is accepted if |s_i| + Geo(l2) >= T; of the accepted, `cutoff` random ones
+are released as s_i plus discrete Laplace noise of scale l3. One pass, and never a refill.
+
+Formal guarantee: between neighbours (`units.Unit`) every |s_i| moves by at most M = `unit.moves` B.
+With l1 = M / e1, l2 = 2 c M / e2 and l3 = c M / e3 a release is (e1 + e2 + e3)-differentially
+private. Proof. Given T the acceptances are independent, so a random c-subset of the accepted is
+what going through the coordinates in random order and stopping at the c-th gives; fix the order.
+Replace the threshold noise r by r + M: p(r) = exp(M/l1) p(r + M); a refusal only gets more likely;
+each of at most c acceptances costs exp(2M/l2). So selection is (e1 + e2)-private (Lyu, Su, Li, VLDB
+2017, Algorithm 7, with one-sided noise: Liu et al., arXiv:2407.20068). Given the coordinates, their
+sums move by at most c M in L1 and get Laplace noise of that scale: e3 (Dwork, Roth 2014, Theorem
+3.6). QED
+
+How little it is worth: the noise on a released sum is c M / e3, so with n patients it stays below
+the signal n B only for c < n e3. `svt` is what runs should use.
+
+Not here: the samplers (`noise`), composition over rounds (`accountant`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2pfed.privacy.accountant import NANO, Cost
+from p2pfed.privacy.mechanism import Grid, Outlook, Release, add_noise, check_shape, check_width
+from p2pfed.privacy.noise import (
+    RandomWords,
+    bernoulli_exp,
+    discrete_laplace,
+    one_sided_geometric,
+)
+from p2pfed.privacy.units import PATIENT, Box, Contributions, Unit, clipped_sum, grid_limit
+
+__all__ = ["TextbookPlan", "uniform_subset"]
+
+_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextbookPlan:
+    """Everything about one release, all of it public.
+
+    Attributes:
+        num_parameters: Length D of an update.
+        clip: Bound B of one contribution's every number, in the update's own units.
+        bits: The grid is 2^-bits.
+        epsilon: Pure epsilon paid for one release, at least 1e-9.
+        cutoff: c, most coordinates that are released.
+        select_share: Share of epsilon that pays for the choice, in (0, 1).
+        unit: Whom it protects.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    num_parameters: int
+    clip: Fraction | float
+    bits: int
+    epsilon: Fraction
+    cutoff: int
+    select_share: Fraction = Fraction(1, 2)
+    unit: Unit = PATIENT
+
+    def __post_init__(self) -> None:
+        check_shape(self.num_parameters)
+        grid_limit(self.clip, self.bits)
+        if self.epsilon < Fraction(1, NANO):  # keeps all noise scales in range
+            raise ValueError(f"epsilon={self.epsilon} must be at least 1e-9")
+        if not 1 <= self.cutoff <= self.num_parameters:
+            raise ValueError(f"cutoff={self.cutoff} must be 1 to num_parameters")
+        if not 0 < self.select_share < 1:
+            raise ValueError(f"select_share={self.select_share} must be in (0, 1)")
+
+    @property
+    def name(self) -> str:
+        """As runs name it."""
+        return "svt-textbook"
+
+    @property
+    def limit(self) -> int:
+        """B in grid units."""
+        return grid_limit(self.clip, self.bits)
+
+    @property
+    def cost(self) -> Cost:
+        """What one draw costs."""
+        return Cost.pure(self.epsilon)
+
+    @property
+    def scales(self) -> tuple[Fraction, Fraction, Fraction]:
+        """(l1, l2, l3) in grid units: the noise of the threshold, the queries and the values."""
+        moved = self.unit.moves * self.limit
+        ratio = Fraction((2 * self.cutoff) ** (2 / 3)).limit_denominator(
+            1000
+        )  # e2 : e1, any is valid
+        select = self.epsilon * self.select_share
+        e1 = select / (1 + ratio)
+        values = self.epsilon - select
+        return moved / e1, 2 * self.cutoff * moved / (select - e1), self.cutoff * moved / values
+
+    @property
+    def threshold(self) -> int:
+        """Public: a coordinate of zeros passes with probability about c / D."""
+        share = math.log(self.num_parameters / self.cutoff)
+        return math.ceil(self.scales[1] * Fraction(share))
+
+    def total(self, contributions: Contributions) -> Grid:
+        """Validate, clip and sum; see `Mechanism.total`."""
+        check_width(contributions, self.num_parameters)
+        return clipped_sum(contributions, bound=Box(self.limit), bits=self.bits)
+
+    def draw(
+        self,
+        total_D: Grid,
+        contributions: Contributions,  # noqa: ARG002 - of the protocol; read once only
+        stream: RandomWords,
+    ) -> Release:
+        """Choose coordinates and noise their sums; see `Mechanism.draw`."""
+        chosen_K = self.select(total_D, stream)
+        return Release(
+            chosen_K, add_noise(total_D[chosen_K], discrete_laplace, stream, self.scales[2])
+        )
+
+    def select(self, total_D: Grid, stream: RandomWords) -> NDArray[np.int32]:
+        """Choose at most `cutoff` coordinates: (e1 + e2)-private.
+
+        Returns:
+            (K,) increasing.
+        """
+        l1, l2, _ = self.scales
+        threshold = self.threshold + int(one_sided_geometric(stream, 1, l1)[0])
+        accepted: list[NDArray[np.int32]] = []
+        for start in range(0, total_D.size, _CHUNK):
+            gap = np.maximum(
+                threshold - np.abs(total_D[start : start + _CHUNK].astype(np.int64)), 0
+            )
+            hits = bernoulli_exp(stream, gap * float(1 / l2), partial(_exponent, gap, l2))
+            accepted.append((np.flatnonzero(hits) + start).astype(np.int32))
+        found = np.concatenate(accepted)
+        if found.size <= self.cutoff:
+            return found
+        return found[~uniform_subset(stream, found.size, found.size - self.cutoff)]
+
+    def outlook(self) -> Outlook:
+        """Return what to expect of a draw."""
+        l1, l2, l3 = map(float, self.scales)
+        return Outlook(
+            released=self.cutoff,
+            value_noise=math.sqrt(2) * l3 / self.limit,
+            query_noise=math.hypot(l1, l2) / self.limit,
+        )
+
+
+def uniform_subset(stream: RandomWords, count: int, size: int) -> NDArray[np.bool_]:
+    """Return a mask of `size` of `count` places, every such subset exactly as likely as another.
+
+    Numbers come by rejection, and those that are marked already are passed over: which set comes
+    of it does not depend on the names of the places.
+    """
+    mask = np.zeros(count, np.bool_)
+    fair = np.uint64((1 << 64) - (1 << 64) % count - 1)  # the last word of whole rounds of `count`
+    missing = size
+    while missing:
+        words = stream.words(min(missing, _CHUNK))
+        mask[(words[words <= fair] % np.uint64(count)).astype(np.int64)] = True
+        missing = size - int(np.count_nonzero(mask))
+    return mask
+
+
+def _exponent(gap: NDArray[np.int64], scale: Fraction, i: int) -> Fraction:
+    return int(gap[i]) / scale
