@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from p2pfed.errors import BudgetExhausted, UpdateRejected
 from p2pfed.privacy.accountant import Budget
 from p2pfed.privacy.gate import decode_release, encode_release, release_round
+from p2pfed.privacy.keystream import KeyStream
 from p2pfed.privacy.ledger import Ledger, ReleaseKey
 from p2pfed.privacy.mechanism import Release
 from p2pfed.privacy.mechanisms import make_plan
-from p2pfed.privacy.noise import KeyStream
+from p2pfed.privacy.noise import ExactNoise
 from p2pfed.privacy.units import HOSPITAL, PATIENT, PatientRows
 
 BUDGET = Budget(3.0, 1e-5)
@@ -135,8 +136,10 @@ def test_after_the_budget_nothing_is_drawn(ledger):
             raise AssertionError("noise was drawn")
 
     with pytest.raises(BudgetExhausted):
-        release(ledger, 4, stream=Never)
-    assert release(ledger, 3, stream=Never).spent.releases == 4  # old rounds are still given
+        release(ledger, 4, noise=lambda: ExactNoise(Never()))
+    assert (
+        release(ledger, 3, noise=lambda: ExactNoise(Never())).spent.releases == 4
+    )  # old rounds are still given
 
 
 def test_the_debit_is_durable_before_the_first_random_word(ledger):
@@ -148,7 +151,7 @@ def test_the_debit_is_durable_before_the_first_random_word(ledger):
                 Watch.seen = [entry.kind for entry in ledger.entries()]
             return super().words(count)
 
-    release(ledger, stream=Watch)
+    release(ledger, noise=lambda: ExactNoise(Watch()))
     assert Watch.seen == ["open", "register", "debit"]
 
 
@@ -212,7 +215,7 @@ def killed(path, point):
             DyingRows.last = {"before the debit": 1, "between two readings": 2}.get(point, 99)
             DyingStream.last = {"before the noise": 1, "within the noise": 6}.get(point, 10**9)
             kind = DyingLedger if point == "before the output" else Ledger
-            release(kind.open(path), rows=DyingRows(ROWS), stream=DyingStream)
+            release(kind.open(path), rows=DyingRows(ROWS), noise=lambda: ExactNoise(DyingStream()))
             die()  # after the output, before anything could be sent
         finally:
             os._exit(1)

@@ -14,13 +14,14 @@ from scipy.stats import chi2
 from p2pfed.errors import UpdateRejected
 from p2pfed.privacy.accountant import Cost
 from p2pfed.privacy.gaussian import GaussianPlan, top_k
+from p2pfed.privacy.keystream import KeyStream
 from p2pfed.privacy.mechanism import add_noise
 from p2pfed.privacy.mechanisms import MECHANISMS, make_plan
-from p2pfed.privacy.noise import KeyStream
+from p2pfed.privacy.noise import ExactNoise, uniform_subset
 from p2pfed.privacy.plain import PlainPlan
 from p2pfed.privacy.schedules import public_positions
 from p2pfed.privacy.svt import SvtPlan, next_threshold, select
-from p2pfed.privacy.textbook import TextbookPlan, uniform_subset
+from p2pfed.privacy.textbook import TextbookPlan
 from p2pfed.privacy.units import HOSPITAL, PatientRows, Unit
 
 NOISY = [name for name in MECHANISMS if name != "none"]
@@ -70,7 +71,7 @@ def test_what_is_not_finite_is_refused_before_anything_is_drawn(name, bad):
 def test_a_release_has_increasing_indices_within_the_update_and_no_more_than_announced(name):
     plan = plan_of(name, num_parameters=300, **({"cutoff": 40} if "text" in name else {}))
     rows = PatientRows(np.ones((3, 300), np.float32))
-    release = plan.draw(plan.total(rows), rows, KeyStream())
+    release = plan.draw(plan.total(rows), rows, ExactNoise())
     assert release.indices.size == release.values.size <= plan.outlook().released
     assert (np.diff(release.indices) > 0).all()
     assert release.indices.size == 0 or 0 <= release.indices[0] <= release.indices[-1] < 300
@@ -97,7 +98,7 @@ def test_the_outlook_is_the_noise_that_comes(name):
     if isinstance(plan, SvtPlan):
         plan = dataclasses.replace(plan, segment_blocks=1, threshold=0)
     rows = PatientRows(np.zeros((2, d), np.float32))
-    release = plan.draw(plan.total(rows), rows, KeyStream())
+    release = plan.draw(plan.total(rows), rows, ExactNoise())
     assert release.values.size > d / 2
     spread = plan.outlook().value_noise * 2**8
     if isinstance(plan, SvtPlan):  # it is for all that may be released; fewer get less noise
@@ -108,10 +109,10 @@ def test_the_outlook_is_the_noise_that_comes(name):
 
 
 def test_a_noise_beyond_32_bits_is_not_cut_off():
-    def huge(stream, count, scale):
+    def huge(count):
         return np.full(count, 1 << 40, np.int64)
 
-    noisy = add_noise(np.array([5, -7], np.int32), huge, KeyStream(), None)
+    noisy = add_noise(np.array([5, -7], np.int32), huge)
     assert noisy.tolist() == [(1 << 40) + 5, (1 << 40) - 7]
 
 
@@ -121,7 +122,7 @@ def test_a_noise_beyond_32_bits_is_not_cut_off():
 def test_formal_guarantee_the_dense_gaussian_adds_the_paid_noise_everywhere():
     plan = GaussianPlan(num_parameters=20_000, clip=1, bits=10, rho=Fraction(1, 2))
     rows = PatientRows(np.zeros((3, 20_000), np.float32))
-    release = plan.draw(plan.total(rows), rows, KeyStream())
+    release = plan.draw(plan.total(rows), rows, ExactNoise())
     assert (release.indices == np.arange(20_000)).all()
     variance = plan.limit**2  # limit^2 / (2 rho)
     # 5.2 standard errors: false alarm 2e-7.
@@ -139,13 +140,13 @@ def test_top_k_keeps_the_largest():
 def test_the_gaussian_sends_the_largest_noisy_values_only():
     plan = plan_of("gaussian", num_parameters=100, fraction=Fraction(1, 4))
     rows = PatientRows(np.zeros((1, 100), np.float32))
-    assert plan.draw(plan.total(rows), rows, KeyStream()).indices.size == 25
+    assert plan.draw(plan.total(rows), rows, ExactNoise()).indices.size == 25
 
 
 def test_no_privacy_sends_the_true_sum_on_the_grid():
     plan = plan_of("none", num_parameters=3, bits=4)
     rows = PatientRows(np.array([[1.5, 100, -2], [1, 0, 0]], np.float32))
-    release = plan.draw(plan.total(rows), rows, KeyStream())
+    release = plan.draw(plan.total(rows), rows, ExactNoise())
     assert release.values.tolist() == [40, 1600, -32]
 
 
@@ -207,7 +208,7 @@ def test_the_sequential_schedule_follows_the_law_of_going_block_by_block():
     assert sum(law.values()) == pytest.approx(1)
     seen = dict.fromkeys(law, 0)
     for _ in range(4000):
-        chosen = select(plan, total, KeyStream())
+        chosen = select(plan, total, ExactNoise())
         seen[tuple(sorted(place_of[chosen].tolist()))] += 1
     pairs = [(seen[case], 4000 * chance) for case, chance in law.items()]
     rare = [pair for pair in pairs if pair[1] < 8]
@@ -330,7 +331,7 @@ def test_the_textbook_form_follows_the_law_that_is_enumerated():
     law = textbook_law(sums, plan)
     seen = dict.fromkeys(law, 0)
     for _ in range(4000):
-        seen[tuple(plan.select(np.array(sums, np.int32), KeyStream()).tolist())] += 1
+        seen[tuple(plan.select(np.array(sums, np.int32), ExactNoise()).tolist())] += 1
     statistic = sum((seen[case] - 4000 * p) ** 2 / (4000 * p) for case, p in law.items())
     assert min(4000 * p for p in law.values()) > 8
     assert chi2.sf(statistic, len(law) - 1) > 1e-6

@@ -19,14 +19,11 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp
 from scipy.stats import binomtest, chi2
 
-from p2pfed.privacy import noise
-from p2pfed.privacy.noise import (
-    KeyStream,
-    bernoulli_exp,
-    discrete_gaussian,
-    discrete_laplace,
-    one_sided_geometric,
-)
+from p2pfed.privacy import bernoulli, geometric, noise
+from p2pfed.privacy.bernoulli import Trials, bernoulli_exp, exp_bracket, successes
+from p2pfed.privacy.geometric import one_sided_geometric
+from p2pfed.privacy.keystream import KeyStream
+from p2pfed.privacy.noise import discrete_gaussian, discrete_laplace
 
 FALSE_ALARM = 1e-6
 ONES = (1 << 64) - 1
@@ -92,9 +89,13 @@ def test_one_sided_geometric_has_its_exact_law(scale):
 
 
 def test_a_geometric_far_in_the_tail_is_put_together_from_all_its_digits():
-    # Scale 1: three binary digits (all ones: 7), then the high part survives twice (16).
-    assert one_sided_geometric(Tape(0, 0, 0, 0, 0, ONES), 1, Fraction(1)).tolist() == [23]
-    assert one_sided_geometric(Tape(0, ONES, 0, ONES), 1, Fraction(1)).tolist() == [5]
+    # Scale 1: one digit below 8 (all ones: 7, of a cell that its last boundary does not touch),
+    # then the high part survives twice (16).
+    assert one_sided_geometric(Tape(ONES, 0, 0, ONES), 1, Fraction(1)).tolist() == [23]
+    assert one_sided_geometric(Tape(0, ONES), 1, Fraction(1)).tolist() == [0]
+    # Scale 40 has 320 = 2 * 160 values: the high digit first, below 2, then the low one below 256.
+    assert one_sided_geometric(Tape(ONES, ONES, ONES), 1, Fraction(40)).tolist() == [511]
+    assert one_sided_geometric(Tape(ONES, 0, ONES), 1, Fraction(40)).tolist() == [256]
 
 
 @pytest.mark.parametrize("scale", [Fraction(1, 5), Fraction(7, 2), Fraction(40)])
@@ -153,11 +154,17 @@ def test_a_tie_of_the_first_16_bits_is_decided_by_the_bits_that_follow():
     x = Fraction(1, 3)
     p = exp_minus(x) / (1 + exp_minus(x))
     tie = math.floor(p * 2**16)
+
+    def bracket(bits):
+        low, high = exp_bracket(x, bits)
+        one = 1 << bits  # the probability with odds exp(-x)
+        return (low << bits) // (one + low), -((-high << bits) // (one + high))
+
     every = np.arange(1 << 16, dtype=np.uint16).view(np.uint64)
 
     def hits(*after):
         tape = Tape(*[int(w) for w in every], *after)
-        return noise._bernoulli(tape, 1 << 16, lambda bits: noise._logistic_bracket(x, bits))
+        return bernoulli.bernoulli(tape, 1 << 16, bracket)
 
     assert hits(0).tolist() == [True] * (tie + 1) + [False] * ((1 << 16) - tie - 1)
     assert hits(ONES).tolist() == [True] * tie + [False] * ((1 << 16) - tie)
@@ -169,7 +176,7 @@ def test_the_refined_path_decides_as_the_fast_path_on_the_same_bits(monkeypatch)
     words = [int(w) for w in KeyStream().words(1000)]
     fast = bernoulli_exp(Tape(*words), near, x.__getitem__)
     asked = []
-    monkeypatch.setattr(noise, "_MARGIN", 1.0)  # doubts every entry that might be a hit
+    monkeypatch.setattr(bernoulli, "_MARGIN", 1.0)  # doubts every entry that might be a hit
     slow = bernoulli_exp(Tape(*words), near, lambda i: asked.append(i) or x[i])
     assert (fast == slow).all()
     assert set(np.flatnonzero(fast)) <= set(asked)
@@ -186,10 +193,79 @@ def test_exponents_beyond_the_floating_range_are_exact():
     assert tape.read == 4  # ends with the first word that is not zero
 
 
+def digit_edges(size, step):
+    """P(below b) of a digit, b = 0 .. size, to more than 400 bits."""
+    return [(1 - exp_minus(b * step)) / (1 - exp_minus(size * step)) for b in range(size + 1)]
+
+
+@pytest.mark.parametrize(
+    ("size", "step"),
+    [(2, Fraction(8)), (8, Fraction(1)), (256, Fraction(1, 17)), (7, Fraction(1, 9))],
+)
+def test_a_digit_is_decided_by_its_exact_boundaries_on_either_side(size, step):
+    digit = geometric._Digit.of(size, step)
+    for value, edge in enumerate(digit_edges(size, step)[1:-1]):
+        tie = math.floor(edge * 2**64)
+        cell, rest = tie >> 48, (tie << 16) % 2**64
+        assert digit.table[cell] == -1
+        for after, wanted in ((0, value), (ONES, value + 1)):  # the bits after the tie decide
+            tape = Tape(cell, rest, after)
+            assert digit.draw(tape, 1).tolist() == [wanted]
+            assert tape.read == 3
+
+
+def test_a_digits_table_says_only_what_is_certain():
+    for size, step in [
+        (2, Fraction(8)),
+        (8, Fraction(1)),
+        (256, Fraction(1, 17)),
+        (64, Fraction(1, 10**9)),
+    ]:
+        digit = geometric._Digit.of(size, step)
+        edges = digit_edges(size, step)
+        for cell in range(0, 65536, 7):
+            value = digit.table[cell]
+            if value >= 0:
+                assert edges[value] <= Fraction(cell, 65536)
+                assert Fraction(cell + 1, 65536) <= edges[value + 1]
+
+
+def trials_of(exponents, *, bounded=True):
+    near = np.array([float(x) for x in exponents])
+    bounds = {"least": near.min(), "most": near.max()} if bounded else {}
+    return Trials(near.size, near.__getitem__, lambda i: exponents[i], **bounds)
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_a_row_of_trials_succeeds_with_its_probabilities(bounded):
+    exponents = [Fraction(9, 2), Fraction(5), Fraction(6), Fraction(13, 3)] * 20_000
+    hits = successes(KeyStream(), trials_of(exponents, bounded=bounded))
+    assert (np.diff(hits) > 0).all()
+    for place, x in enumerate(exponents[:4]):
+        count = int(np.count_nonzero(hits % 4 == place))
+        assert binomtest(count, 20_000, math.exp(-x)).pvalue > FALSE_ALARM / 4
+
+
+def test_a_byte_that_leaves_a_trial_open_is_extended_not_drawn_again():
+    x = Fraction(5, 2)
+    first = math.floor(exp_minus(x) * 2**64)
+    trials = trials_of([x])
+    for rest, hit in ((0, True), (ONES, False)):
+        tape = Tape(first >> 56, (first << 8) % 2**64, rest)
+        assert (successes(tape, trials).size == 1) == hit
+        assert tape.read == 3
+
+
+@pytest.mark.parametrize("x", [Fraction(0), Fraction(1, 10**30), Fraction(10**30)])
+def test_trials_that_are_certain_or_all_but_impossible_are_decided_too(x):
+    hits = successes(KeyStream(), trials_of([x] * 1000))  # false alarm below 1e-20
+    assert hits.size == (1000 if x < 1 else 0)
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.fractions(0, 2000, max_denominator=10**6), st.sampled_from([16, 64, 128, 192]))
 def test_the_bracket_of_exp_holds_the_exact_value(x, bits):
-    low, high = noise._exp_bracket(x, bits)
+    low, high = exp_bracket(x, bits)
     assert 0 <= low <= high <= low + 2
     if x <= 40:
         assert low <= exp_minus(x) * 2**bits <= high

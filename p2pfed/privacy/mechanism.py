@@ -12,16 +12,17 @@ Not here: the mechanisms (`gaussian`, `plain`, `svt`, `textbook`), how one is ch
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from p2pfed.errors import UpdateRejected
 from p2pfed.privacy.accountant import Cost
-from p2pfed.privacy.noise import RandomWords
+from p2pfed.privacy.noise import NoiseSource
 from p2pfed.privacy.units import Contributions, Unit
 
 __all__ = [
@@ -38,7 +39,7 @@ __all__ = [
 Grid = NDArray[np.int32] | NDArray[np.int64]
 """Numbers in grid units, in as few bytes as hold them."""
 
-_CHUNK = 1 << 16
+_CHUNK = 1 << 15
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,13 +112,13 @@ class Mechanism(Protocol):
         """
         ...
 
-    def draw(self, total_D: Grid, contributions: Contributions, stream: RandomWords) -> Release:
+    def draw(self, total_D: Grid, contributions: Contributions, noise: NoiseSource) -> Release:
         """Draw the release; call it only when its cost is durably debited.
 
         Args:
             total_D: (D,) what `total` returned.
             contributions: The same rows, for mechanisms that read them a second time.
-            stream: Fresh random words.
+            noise: Fresh noise.
 
         Raises:
             UpdateRejected: The second reading holds NaN, infinity or has the wrong shape.
@@ -129,24 +130,18 @@ class Mechanism(Protocol):
         ...
 
 
-class _Noise(Protocol):
-    def __call__(self, stream: RandomWords, count: int, scale: Any) -> NDArray[np.int64]: ...
-
-
-def add_noise(values_K: Grid, noise: _Noise, stream: RandomWords, scale: Any) -> Grid:
+def add_noise(values_K: Grid, draw: Callable[[int], NDArray[np.int64]]) -> Grid:
     """Return the values with fresh noise on each, in as few bytes as the sums need.
 
     `values_K` may be changed in place: after this only the noisy numbers are left.
 
     Args:
         values_K: (K,) exact numbers.
-        noise: A sampler of `noise`: (stream, count, scale) -> (count,) int64.
-        stream: Fresh random words.
-        scale: The sampler's parameter.
+        draw: Count -> so many fresh numbers.
     """
     for start in range(0, values_K.size, _CHUNK):
         part = slice(start, start + _CHUNK)
-        noisy = values_K[part] + noise(stream, values_K[part].size, scale)
+        noisy = values_K[part] + draw(values_K[part].size)
         info = np.iinfo(values_K.dtype)
         if noisy.min() < info.min or noisy.max() > info.max:  # rare, and never cut off
             values_K = values_K.astype(np.int64)

@@ -24,7 +24,7 @@ from p2pfed.privacy.mechanism import (
     check_shape,
     check_width,
 )
-from p2pfed.privacy.noise import RandomWords
+from p2pfed.privacy.noise import NoiseSource
 from p2pfed.privacy.units import HOSPITAL, Contributions, Unit
 
 __all__ = ["PlainPlan"]
@@ -95,7 +95,7 @@ class PlainPlan:
         self,
         total_D: Grid,
         contributions: Contributions,  # noqa: ARG002 - of the protocol; read once only
-        stream: RandomWords,  # noqa: ARG002 - there is no noise
+        noise: NoiseSource,  # noqa: ARG002 - there is no noise
     ) -> Release:
         """Give the largest coordinates as they are; see `Mechanism.draw`."""
         return top_k(total_D, self.fraction)

@@ -26,13 +26,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from p2pfed.privacy.noise import RandomWords, bernoulli_exp, one_sided_geometric
+from p2pfed.privacy.noise import NoiseSource, Trials
 
 __all__ = ["Candidates", "candidates", "public_positions", "segmented", "sequential"]
 
@@ -58,7 +57,7 @@ def candidates(
     block_size: int,
     threshold: int,
     scale: Fraction,
-    stream: RandomWords,
+    noise: NoiseSource,
 ) -> Candidates:
     """Draw the query noise of all blocks, as far as it can matter.
 
@@ -67,19 +66,17 @@ def candidates(
         block_size: Coordinates per block.
         threshold: The public threshold in grid units.
         scale: l2, of the query noise.
-        stream: Fresh random words.
+        noise: Fresh noise.
     """
     found: list[NDArray[np.int32]] = []
     above: list[NDArray[np.int64]] = []
     for start, query_B in _queries(total_D, block_size):
-        gap_B = np.maximum(threshold - query_B, 0)
-        exact = partial(_exponent, gap_B, scale)
-        hits = np.flatnonzero(bernoulli_exp(stream, gap_B * float(1 / scale), exact))
+        hits = noise.successes(_trials(np.maximum(threshold - query_B, 0), scale))
         found.append((hits + start).astype(np.int32))
         above.append(np.maximum(query_B[hits] - threshold, 0))
     blocks = np.concatenate(found)
     excess = np.concatenate(above)
-    excess += one_sided_geometric(stream, excess.size, scale)
+    excess += noise.geometric(excess.size, scale)
     return Candidates(blocks, excess)
 
 
@@ -89,7 +86,7 @@ def segmented(
     position_C: NDArray[np.int64],
     segment_blocks: int,
     scale: Fraction,
-    stream: RandomWords,
+    noise: NoiseSource,
 ) -> NDArray[np.int32]:
     """In every segment the first block that reaches the segment's own noisy threshold.
 
@@ -98,15 +95,15 @@ def segmented(
         position_C: (C,) each candidate's place in the public order.
         segment_blocks: Places per segment.
         scale: l1, of the threshold noise.
-        stream: Fresh random words.
+        noise: Fresh noise.
 
     Returns:
         Blocks, increasing.
     """
     order = np.argsort(position_C)
     segments, segment_C = np.unique(position_C[order] // segment_blocks, return_inverse=True)
-    noise = one_sided_geometric(stream, segments.size, scale)
-    accepted = np.flatnonzero(found.excess[order] >= noise[segment_C])
+    threshold = noise.geometric(segments.size, scale)
+    accepted = np.flatnonzero(found.excess[order] >= threshold[segment_C])
     _, first = np.unique(segment_C[accepted], return_index=True)  # then the segment stops
     return np.sort(found.blocks[order[accepted[first]]])
 
@@ -117,7 +114,7 @@ def sequential(
     position_C: NDArray[np.int64],
     cutoff: int,
     scale: Fraction,
-    stream: RandomWords,
+    noise: NoiseSource,
 ) -> NDArray[np.int32]:
     """Blocks in the public order that reach the threshold, which gets new noise after each.
 
@@ -126,21 +123,21 @@ def sequential(
         position_C: (C,) each candidate's place in the public order.
         cutoff: After so many it stops.
         scale: l1, of the threshold noise.
-        stream: Fresh random words.
+        noise: Fresh noise.
 
     Returns:
         Blocks, increasing.
     """
     order = np.argsort(position_C)
-    noise = iter(one_sided_geometric(stream, min(cutoff, order.size), scale).tolist())
+    fresh = iter(noise.geometric(min(cutoff, order.size), scale).tolist())
     accepted = []
-    threshold = next(noise, None)
+    threshold = next(fresh, None)
     for place, excess in enumerate(found.excess[order].tolist()):
         if threshold is None:
             break
         if excess >= threshold:
             accepted.append(place)
-            threshold = next(noise, None)
+            threshold = next(fresh, None)
     return np.sort(found.blocks[order[accepted]])
 
 
@@ -182,5 +179,13 @@ def _floor_norms(part: NDArray[Any], block_size: int) -> NDArray[np.int64]:
     return root_B
 
 
-def _exponent(gap_B: NDArray[np.int64], scale: Fraction, i: int) -> Fraction:
-    return int(gap_B[i]) / scale
+def _trials(gap_B: NDArray[np.int64], scale: Fraction) -> Trials:
+    """Block i is a candidate with probability exp(-gap_i / scale)."""
+    inverse = float(1 / scale)
+    return Trials(
+        count=gap_B.size,
+        near=lambda asked: gap_B[asked].astype(np.float64) * inverse,
+        exact=lambda i: int(gap_B[i]) / scale,
+        least=float(gap_B.min()) * inverse,
+        most=float(gap_B.max()) * inverse,
+    )

@@ -62,6 +62,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from typing import Final, Literal, Self
 
 import numpy as np
@@ -69,7 +70,7 @@ from numpy.typing import NDArray
 
 from p2pfed.privacy.accountant import NANO, Cost
 from p2pfed.privacy.mechanism import Grid, Outlook, Release, add_noise, check_shape, check_width
-from p2pfed.privacy.noise import RandomWords, discrete_gaussian
+from p2pfed.privacy.noise import NoiseSource
 from p2pfed.privacy.schedules import candidates, public_positions, segmented, sequential
 from p2pfed.privacy.units import (
     PATIENT,
@@ -284,12 +285,12 @@ class SvtPlan:
             bound = Blocks(self.limit, self.block_size, self.block_limit)
         return clipped_sum(contributions, bound=bound, bits=self.bits)
 
-    def draw(self, total_D: Grid, contributions: Contributions, stream: RandomWords) -> Release:
+    def draw(self, total_D: Grid, contributions: Contributions, noise: NoiseSource) -> Release:
         """Choose blocks, then sum and noise their values; see `Mechanism.draw`."""
-        return self.values(contributions, select(self, total_D, stream), stream)
+        return self.values(contributions, select(self, total_D, noise), noise)
 
     def values(
-        self, contributions: Contributions, chosen_K: NDArray[np.int32], stream: RandomWords
+        self, contributions: Contributions, chosen_K: NDArray[np.int32], noise: NoiseSource
     ) -> Release:
         """Sum the contributions on public coordinates, clipped again, with noise: rho_values-zCDP.
 
@@ -299,7 +300,7 @@ class SvtPlan:
         bound = Ball(self.values_limit(chosen_K.size))
         total_K = clipped_sum(contributions, bound=bound, bits=self.bits, chosen_K=chosen_K)
         sigma2 = self.sigma2(chosen_K.size)
-        return Release(chosen_K, add_noise(total_K, discrete_gaussian, stream, sigma2))
+        return Release(chosen_K, add_noise(total_K, partial(noise.gaussian, sigma2=sigma2)))
 
     def outlook(self) -> Outlook:
         """Return what to expect of a draw."""
@@ -312,39 +313,36 @@ class SvtPlan:
         )
 
 
-def select(plan: SvtPlan, total_D: Grid, stream: RandomWords) -> NDArray[np.int32]:
+def select(plan: SvtPlan, total_D: Grid, noise: NoiseSource) -> NDArray[np.int32]:
     """Choose the coordinates to release: rho_select-zCDP (module docstring).
 
     Args:
         plan: The public plan.
         total_D: (D,) what `plan.total` returned.
-        stream: Fresh random words.
+        noise: Fresh noise.
 
     Returns:
         (K,) increasing coordinates of whole blocks.
     """
     l1, l2 = plan.scales
     found = candidates(
-        total_D, block_size=plan.block_size, threshold=plan.threshold, scale=l2, stream=stream
+        total_D, block_size=plan.block_size, threshold=plan.threshold, scale=l2, noise=noise
     )
     position_C = public_positions(plan.shuffle_seed, found.blocks, plan.num_blocks)
     if plan.is_sequential:
-        blocks = sequential(
-            found, position_C=position_C, cutoff=plan.cutoff, scale=l1, stream=stream
-        )
+        blocks = sequential(found, position_C=position_C, cutoff=plan.cutoff, scale=l1, noise=noise)
     else:
         blocks = segmented(
             found,
             position_C=position_C,
             segment_blocks=plan.segment_blocks,
             scale=l1,
-            stream=stream,
+            noise=noise,
         )
     if plan.block_size == 1:
         return blocks
-    indices = (
-        blocks[:, None] * plan.block_size + np.arange(plan.block_size, dtype=np.int32)
-    ).ravel()
+    within = np.arange(plan.block_size, dtype=np.int32)
+    indices = np.add.outer(blocks * np.int32(plan.block_size), within).ravel()
     kept: NDArray[np.int32] = indices[: np.searchsorted(indices, plan.num_parameters)]
     return kept
 

@@ -32,17 +32,12 @@ from numpy.typing import NDArray
 
 from p2pfed.privacy.accountant import NANO, Cost
 from p2pfed.privacy.mechanism import Grid, Outlook, Release, add_noise, check_shape, check_width
-from p2pfed.privacy.noise import (
-    RandomWords,
-    bernoulli_exp,
-    discrete_laplace,
-    one_sided_geometric,
-)
+from p2pfed.privacy.noise import NoiseSource, Trials
 from p2pfed.privacy.units import PATIENT, Box, Contributions, Unit, clipped_sum, grid_limit
 
-__all__ = ["TextbookPlan", "uniform_subset"]
+__all__ = ["TextbookPlan"]
 
-_CHUNK = 1 << 16
+_CHUNK = 1 << 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,33 +117,38 @@ class TextbookPlan:
         self,
         total_D: Grid,
         contributions: Contributions,  # noqa: ARG002 - of the protocol; read once only
-        stream: RandomWords,
+        noise: NoiseSource,
     ) -> Release:
         """Choose coordinates and noise their sums; see `Mechanism.draw`."""
-        chosen_K = self.select(total_D, stream)
-        return Release(
-            chosen_K, add_noise(total_D[chosen_K], discrete_laplace, stream, self.scales[2])
-        )
+        chosen_K = self.select(total_D, noise)
+        draw = partial(noise.laplace, scale=self.scales[2])
+        return Release(chosen_K, add_noise(total_D[chosen_K], draw))
 
-    def select(self, total_D: Grid, stream: RandomWords) -> NDArray[np.int32]:
+    def select(self, total_D: Grid, noise: NoiseSource) -> NDArray[np.int32]:
         """Choose at most `cutoff` coordinates: (e1 + e2)-private.
 
         Returns:
             (K,) increasing.
         """
         l1, l2, _ = self.scales
-        threshold = self.threshold + int(one_sided_geometric(stream, 1, l1)[0])
+        threshold = self.threshold + int(noise.geometric(1, l1)[0])
         accepted: list[NDArray[np.int32]] = []
         for start in range(0, total_D.size, _CHUNK):
-            gap = np.maximum(
-                threshold - np.abs(total_D[start : start + _CHUNK].astype(np.int64)), 0
-            )
-            hits = bernoulli_exp(stream, gap * float(1 / l2), partial(_exponent, gap, l2))
-            accepted.append((np.flatnonzero(hits) + start).astype(np.int32))
+            part = total_D[start : start + _CHUNK]
+            hits = noise.successes(_trials(part, threshold, l2))
+            accepted.append((hits + start).astype(np.int32))
         found = np.concatenate(accepted)
+        del accepted
         if found.size <= self.cutoff:
             return found
-        return found[~uniform_subset(stream, found.size, found.size - self.cutoff)]
+        refused = noise.subset(found.size, found.size - self.cutoff)
+        kept = 0
+        for start in range(0, found.size, _CHUNK):  # in place: memory is promised
+            part = found[start : start + _CHUNK]
+            part = part[~refused[start : start + _CHUNK]]
+            found[kept : kept + part.size] = part
+            kept += part.size
+        return found[:kept]
 
     def outlook(self) -> Outlook:
         """Return what to expect of a draw."""
@@ -160,21 +160,16 @@ class TextbookPlan:
         )
 
 
-def uniform_subset(stream: RandomWords, count: int, size: int) -> NDArray[np.bool_]:
-    """Return a mask of `size` of `count` places, every such subset exactly as likely as another.
-
-    Numbers come by rejection, and those that are marked already are passed over: which set comes
-    of it does not depend on the names of the places.
-    """
-    mask = np.zeros(count, np.bool_)
-    fair = np.uint64((1 << 64) - (1 << 64) % count - 1)  # the last word of whole rounds of `count`
-    missing = size
-    while missing:
-        words = stream.words(min(missing, _CHUNK))
-        mask[(words[words <= fair] % np.uint64(count)).astype(np.int64)] = True
-        missing = size - int(np.count_nonzero(mask))
-    return mask
-
-
-def _exponent(gap: NDArray[np.int64], scale: Fraction, i: int) -> Fraction:
-    return int(gap[i]) / scale
+def _trials(part: Grid, threshold: int, scale: Fraction) -> Trials:
+    """Coordinate i is accepted with probability exp(-max(0, threshold - |s_i|) / scale)."""
+    inverse = float(1 / scale)
+    largest = max(int(part.max()), -int(part.min()))
+    return Trials(
+        count=part.size,
+        near=lambda asked: (
+            np.maximum(threshold - np.abs(part[asked].astype(np.int64)), 0) * inverse
+        ),
+        exact=lambda i: max(0, threshold - abs(int(part[i]))) / scale,
+        least=max(0, threshold - largest) * inverse,
+        most=max(0, threshold) * inverse,
+    )

@@ -51,9 +51,9 @@ __all__ = [
 
 PrivacyUnit = Literal["patient", "hospital"]
 
-_MAX_LIMIT = 1 << 30  # squares of a row, even before it is shrunk, fit in int64
+_MAX_LIMIT = 1 << 26  # squares of a row in the bound are whole numbers up to 2^52, exact in float64
 _MAX_SUM = 1 << 31  # sums fit in int32, their squares in int64
-_BLOCK = 1 << 18  # numbers worked on at a time: bounds the memory whatever the chunks are
+_BLOCK = 1 << 15  # numbers worked on at a time: they stay in the cache, whatever the chunks are
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +160,11 @@ def grid_limit(clip: Fraction | float, bits: int) -> int:
         bits: The grid is 2^-bits.
 
     Raises:
-        ValueError: `bits` is not in 0..64 or the limit not in 1..2^30 grid units.
+        ValueError: `bits` is not in 0..64 or the limit not in 1..2^26 grid units.
     """
     limit = math.floor(Fraction(clip) * Fraction(2) ** bits)
     if not 0 <= bits <= 64 or not 1 <= limit <= _MAX_LIMIT:
-        raise ValueError(f"clip={clip} on a grid of 2^-{bits} must be 1 to 2^30 grid units")
+        raise ValueError(f"clip={clip} on a grid of 2^-{bits} must be 1 to 2^26 grid units")
     return limit
 
 
@@ -174,12 +174,38 @@ class Ball:
 
     limit: int
 
-    def clip(self, rows_ND: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Round rows given in grid units, and shrink them into the bound."""
-        norm_N = np.sqrt(np.square(rows_ND).sum(axis=1))
-        scale_N = np.ones(len(norm_N))
-        np.divide(self.limit, norm_N, out=scale_N, where=norm_N > self.limit)
-        return _inside(np.rint(rows_ND * scale_N[:, None]).astype(np.int64), self.limit)
+    def clip(self, rows_ND: NDArray[np.floating[Any]], unit: float) -> NDArray[np.int64]:
+        """Multiply rows by `unit`, round them, and shrink them into the bound."""
+        return _rounded(rows_ND, self._factors(rows_ND, unit)).astype(np.int64)
+
+    def add(
+        self, rows_ND: NDArray[np.floating[Any]], unit: float, total: NDArray[np.int32]
+    ) -> None:
+        """Add the clipped rows to `total`, some columns at a time."""
+        factor_N = self._factors(rows_ND, unit)
+        for part in _columns(rows_ND):
+            column_sum = _rounded(rows_ND[:, part], factor_N).sum(axis=0)
+            np.add(total[part], column_sum, out=total[part], casting="unsafe")  # whole numbers
+
+    def _factors(self, rows_ND: NDArray[np.floating[Any]], unit: float) -> NDArray[np.float64]:
+        """Return for each row the factor after which, rounded, it lies in the bound.
+
+        The squares of whole numbers are summed exactly below 2^53; a sum beyond is beyond the
+        bound as well. Each turn shrinks twice as much more than the last, so this ends.
+        """
+        unit_N = np.full(len(rows_ND), unit)
+        norm_N = np.sqrt(_squares(rows_ND, unit_N))
+        _check_finite(norm_N)
+        factor_N = unit_N.copy()
+        np.divide(unit * self.limit, norm_N, out=factor_N, where=norm_N > self.limit)
+        extra = 2.0**-40
+        while True:
+            square_N = _squares(rows_ND, factor_N, rounded=True)
+            over_N = square_N > float(self.limit) ** 2
+            if not over_N.any():
+                return factor_N
+            factor_N[over_N] *= self.limit / np.sqrt(square_N[over_N]) * (1.0 - extra)
+            extra *= 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,10 +216,10 @@ class Blocks:
     size: int
     block_limit: int
 
-    def clip(self, rows_ND: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Round rows given in grid units, and shrink them into the bound."""
+    def clip(self, rows_ND: NDArray[np.floating[Any]], unit: float) -> NDArray[np.int64]:
+        """Multiply rows by `unit`, round them, and shrink them into the bound."""
         width = rows_ND.shape[1]
-        padded = np.pad(rows_ND, ((0, 0), (0, -width % self.size)))
+        padded = np.pad(_in_units(rows_ND, unit), ((0, 0), (0, -width % self.size)))
         block_NBk = padded.reshape(len(rows_ND), -1, self.size)
         norm_NB = np.sqrt(np.square(block_NBk).sum(axis=2))
         scale_NB = np.ones_like(norm_NB)
@@ -206,6 +232,12 @@ class Blocks:
         grid = _inside(grid.reshape(-1, self.size), self.block_limit)  # then only gets smaller
         return _inside(grid.reshape(len(rows_ND), -1)[:, :width], self.limit)
 
+    def add(
+        self, rows_ND: NDArray[np.floating[Any]], unit: float, total: NDArray[np.int32]
+    ) -> None:
+        """Add the clipped rows to `total`."""
+        total += self.clip(rows_ND, unit).sum(axis=0, dtype=np.int32)
+
 
 @dataclass(frozen=True, slots=True)
 class Box:
@@ -213,9 +245,17 @@ class Box:
 
     limit: int
 
-    def clip(self, rows_ND: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Round rows given in grid units, and cut their numbers at the bound."""
-        return np.rint(np.clip(rows_ND, -self.limit, self.limit)).astype(np.int64)
+    def clip(self, rows_ND: NDArray[np.floating[Any]], unit: float) -> NDArray[np.int64]:
+        """Multiply rows by `unit`, round them, and cut their numbers at the bound."""
+        inside_ND = np.clip(_in_units(rows_ND, unit), -self.limit, self.limit)
+        return np.rint(inside_ND).astype(np.int64)
+
+    def add(
+        self, rows_ND: NDArray[np.floating[Any]], unit: float, total: NDArray[np.int32]
+    ) -> None:
+        """Add the clipped rows to `total`."""
+        for part in _columns(rows_ND):
+            total[part] += self.clip(rows_ND[:, part], unit).sum(axis=0, dtype=np.int32)
 
 
 Bound = Ball | Blocks | Box
@@ -238,7 +278,7 @@ def clip_to_grid(rows_ND: NDArray[Any], *, bound: Bound, bits: int) -> NDArray[n
     Raises:
         UpdateRejected: A number is NaN or infinite, or the array is not two-dimensional.
     """
-    return bound.clip(_finite(rows_ND) * 2.0**bits)
+    return bound.clip(_single(rows_ND), 2.0**bits)
 
 
 def clipped_sum(
@@ -280,43 +320,78 @@ def clipped_sum(
             raise UpdateRejected(
                 f"contributions of shape {rows_ND.shape}", f"expected (any, {num_parameters})"
             )
-        step = max(1, _BLOCK // num_parameters)
+        step = max(1, _BLOCK // max(1, total.size))
         for start in range(0, len(rows_ND), step):
-            kept = rows_ND[start : start + step]
-            kept = kept if chosen_K is None else kept[:, chosen_K]
-            total += clip_to_grid(kept, bound=bound, bits=bits).sum(axis=0, dtype=np.int32)
+            kept = _single(rows_ND[start : start + step])
+            bound.add(kept if chosen_K is None else kept[:, chosen_K], 2.0**bits, total)
         seen += len(rows_ND)
     if seen != num_rows:
         raise UpdateRejected(f"{seen} contributions came", f"{num_rows} were announced")
     return total
 
 
-def _finite(rows_ND: NDArray[Any]) -> NDArray[np.float64]:
+def _single(rows_ND: NDArray[Any]) -> NDArray[np.float32]:
+    """Refuse what are no rows of floats; what single precision cannot hold becomes infinite."""
     if rows_ND.ndim != 2 or rows_ND.dtype.kind != "f":
         raise UpdateRejected(
             f"contributions of shape {rows_ND.shape} and type {rows_ND.dtype}",
             "expected floats, one row per patient",
         )
     with np.errstate(over="ignore"):
-        values_ND = rows_ND.astype(np.float32, copy=False).astype(np.float64)
-    if not np.isfinite(values_ND).all():
+        return rows_ND.astype(np.float32, copy=False)
+
+
+def _check_finite(numbers: NDArray[np.float64]) -> None:
+    if not np.isfinite(numbers).all():
         raise UpdateRejected(
             "a contribution holds NaN or infinity",
             "its length cannot be bounded, so nothing was released",
             "Look at the learning rate and at the data of this hospital.",
         )
-    return values_ND
+
+
+def _in_units(rows_ND: NDArray[np.floating[Any]], unit: float) -> NDArray[np.float64]:
+    scaled_ND: NDArray[np.float64] = np.multiply(rows_ND, unit, dtype=np.float64)
+    _check_finite(scaled_ND)
+    return scaled_ND
+
+
+def _columns(rows_ND: NDArray[Any]) -> Iterator[slice]:
+    """Cut the columns alike whatever the number of rows: a row depends on itself alone."""
+    for start in range(0, rows_ND.shape[1], _BLOCK):
+        yield slice(start, start + _BLOCK)
+
+
+def _rounded(
+    rows_ND: NDArray[np.floating[Any]], factor_N: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    scaled_ND: NDArray[np.float64] = np.multiply(rows_ND, factor_N[:, None], dtype=np.float64)
+    return np.rint(scaled_ND, out=scaled_ND)
+
+
+def _squares(
+    rows_ND: NDArray[np.floating[Any]], factor_N: NDArray[np.float64], *, rounded: bool = False
+) -> NDArray[np.float64]:
+    """Return per row the sum of squares of the multiplied numbers, as they are or rounded."""
+    square_N = np.zeros(len(rows_ND))
+    for part in _columns(rows_ND):
+        if rounded:
+            scaled = _rounded(rows_ND[:, part], factor_N)
+        else:
+            scaled = np.multiply(rows_ND[:, part], factor_N[:, None], dtype=np.float64)
+        square_N += np.square(scaled, out=scaled).sum(axis=1)
+    return square_N
 
 
 def _inside(grid_ND: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
     """Shrink rows of integers until their exact L2 norm is at most `limit`."""
-    while (over := np.flatnonzero(_squares(grid_ND) > limit * limit)).size:
+    while (over := np.flatnonzero(_integer_squares(grid_ND) > limit * limit)).size:
         # Factor < 1 and truncation: every non-zero entry loses at least one, so this ends.
-        factor = limit / np.sqrt(_squares(grid_ND[over])) * (1.0 - 2.0**-40)
+        factor = limit / np.sqrt(_integer_squares(grid_ND[over])) * (1.0 - 2.0**-40)
         grid_ND[over] = np.trunc(grid_ND[over] * factor[:, None]).astype(np.int64)
     return grid_ND
 
 
-def _squares(grid_ND: NDArray[np.int64]) -> NDArray[np.int64]:
+def _integer_squares(grid_ND: NDArray[np.int64]) -> NDArray[np.int64]:
     squares: NDArray[np.int64] = np.square(grid_ND).sum(axis=1)
     return squares

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from p2pfed.privacy.accountant import NANO, Cost
 from p2pfed.privacy.gaussian import GaussianPlan
 from p2pfed.privacy.mechanism import Mechanism
-from p2pfed.privacy.noise import RandomWords, one_sided_geometric
+from p2pfed.privacy.noise import NoiseSource
 from p2pfed.privacy.svt import SvtPlan
 
 __all__ = ["WORTH", "WorthGate", "WorthPlan"]
@@ -103,18 +103,18 @@ class WorthGate:
         """Whether a debit was made for an instance that has not said "yes" yet."""
         return self._noise is not None
 
-    def open(self, mechanism: Mechanism, stream: RandomWords) -> None:
+    def open(self, mechanism: Mechanism, noise: NoiseSource) -> None:
         """Draw the threshold's noise; call it only when the cost is durably debited."""
         l1, _ = self.plan.scales(_gated(mechanism))
-        self._noise = int(one_sided_geometric(stream, 1, l1)[0])
+        self._noise = int(noise.geometric(1, l1)[0])
 
-    def ask(self, mechanism: Mechanism, total_D: NDArray[Any], stream: RandomWords) -> bool:
+    def ask(self, mechanism: Mechanism, total_D: NDArray[Any], noise: NoiseSource) -> bool:
         """Tell whether the update is worth its budget; "yes" closes the gate.
 
         Args:
             mechanism: The round's plan; the same clip in all rounds of an instance.
             total_D: (D,) what `mechanism.total` returned.
-            stream: Fresh random words.
+            noise: Fresh noise.
 
         Raises:
             RuntimeError: The gate is not open.
@@ -123,7 +123,7 @@ class WorthGate:
             raise RuntimeError("the gate is not open: its cost is not debited")
         plan = _gated(mechanism)
         query = math.isqrt(_squares(total_D))
-        noisy = query + int(one_sided_geometric(stream, 1, self.plan.scales(plan)[1])[0])
+        noisy = query + int(noise.geometric(1, self.plan.scales(plan)[1])[0])
         yes = noisy >= self.plan.threshold(plan) + self._noise
         if yes:
             self._noise = None
