@@ -175,6 +175,7 @@ def _create(path: Path) -> None:
     try:
         for statement in ("BEGIN IMMEDIATE", *_SCHEMA, "COMMIT"):
             db.execute(statement)
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()  # closing would hide a full disk
     finally:
         db.close()
     draft.rename(path)
