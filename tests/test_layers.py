@@ -26,6 +26,10 @@ ROOMS = {
         "the private plane: it has no network",
     ),
     "tasks": ("errors training torch numpy sklearn monai", "a task sees patients and nothing else"),
+    "audit": (
+        "errors privacy training tasks numpy torch sklearn",
+        "shows on this machine that the gate does what it claims",
+    ),
     "network": (
         "errors identity wire trio libp2p multiaddr cryptography",
         "bytes to and from members; what they say is not its business",
@@ -44,7 +48,7 @@ ROOMS = {
     ),
     "report": ("errors numpy matplotlib networkx", "pictures of what is public already"),
     "cli": (
-        "errors admin.client config identity node simulate report demo",
+        "errors admin.client config identity node simulate report demo privacy audit",
         "one command is one call and one printer",
     ),
     "demo": ("* -cli", "plays all parts at once, through the doors that the real ones use"),

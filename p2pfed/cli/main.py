@@ -35,7 +35,7 @@ COMMANDS = {
     "run": ("runs", "training runs: create, sign, show, accept, list"),
     "status": ("observe", "what this node does, on one screen"),
     "peers": ("observe", "the other members, or one of them"),
-    "privacy": ("observe", "what was spent, and what is left"),
+    "privacy": ("privacy", "what was spent, and what is left; plan, ledger, audit"),
     "events": ("watch", "what happened; -f follows"),
     "wait": ("watch", "wait for peers or for a round"),
     "steward": ("steward", "keys, rosters and signatures of the stewards"),

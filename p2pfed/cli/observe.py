@@ -1,4 +1,4 @@
-"""status, peers, privacy, version: one GET each, joined with the trainer's private socket.
+"""status, peers, version: one GET each, joined with the trainer's private socket.
 
 The network process never relays what the private socket says; it is read here, on the client side,
 and silently left out where the caller may not read it.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-__all__ = ["peers", "privacy", "status", "version"]
+__all__ = ["field_lines", "peers", "privacy_line", "status", "version"]
 
 
 # --- status ------------------------------------------------------------------------------------
@@ -54,7 +54,7 @@ def _status_lines(data: dict[str, Any], private: dict[str, Any]) -> Iterator[str
     yield f"{me}   {_network(data)}"
     yield f"run       {_run(data.get('run'))}"
     yield f"sharing   {_contributing(data)}"
-    yield f"privacy   {_privacy(data['privacy'])}"
+    yield f"privacy   {privacy_line(data['privacy'])}"
     measured = _last_measures(private.get("metrics"))
     if measured:
         yield f"private   {measured}   (stays on this machine)"
@@ -102,7 +102,8 @@ def _contributing(data: dict[str, Any]) -> str:
     return f"not contributing{': ' if reason else ''}{reason}; still receiving"
 
 
-def _privacy(privacy: dict[str, Any]) -> str:
+def privacy_line(privacy: dict[str, Any]) -> str:
+    """What GET /v1/privacy says, on one line."""
     mechanism = privacy.get("mechanism")
     if mechanism is None:
         return "nothing is released yet"
@@ -149,7 +150,7 @@ def _peers(args: Namespace) -> None:
         from urllib.parse import quote
 
         peer = client.get(f"/v1/peers/{quote(args.peer, safe='')}")
-        emit(args, "peer", peer, _fields(peer))
+        emit(args, "peer", peer, field_lines(peer))
         return
     found = client.get("/v1/peers")
     head = ("NAME", "STATE", "ROUND", "RTT", "PATH", "SENT", "RECV", "MODEL", "SEEN", "ROLES")
@@ -176,7 +177,8 @@ def _or_dash(value: Any) -> str:
     return "-" if value in {None, ""} else str(value)
 
 
-def _fields(data: dict[str, Any]) -> list[str]:
+def field_lines(data: dict[str, Any]) -> list[str]:
+    """One line per field, aligned."""
     width = max(map(len, data), default=0)
     return [f"{key:<{width}}  {_plain(value)}" for key, value in data.items()]
 
@@ -191,35 +193,7 @@ def _plain(value: Any) -> str:
     return number(value) if isinstance(value, float) else _or_dash(value)
 
 
-# --- privacy, version --------------------------------------------------------------------------
-
-
-def privacy(parser: ArgumentParser) -> None:
-    """Fill in the command `privacy`."""
-    describe(
-        parser,
-        "What was spent and what is left. The ledger itself belongs to the trainer; it is shown\n"
-        "where you may read the trainer's private socket.",
-        endpoint="GET /v1/privacy   (and GET /v1/ledger of the private socket)",
-    )
-    with_socket(parser)
-    parser.set_defaults(run=_show_privacy)
-
-
-def _show_privacy(args: Namespace) -> None:
-    data = admin_client(args).get("/v1/privacy")
-    ledger = private_data(args, "ledger")
-    if args.json:
-        emit(args, "privacy", {**data, "ledger": ledger}, ())
-        return
-    lines = [_privacy(data)] if data.get("mechanism") else []
-    lines += _fields(data)
-    if isinstance(ledger, dict):
-        entries = ledger.get("entries")
-        if isinstance(entries, list):
-            ledger = {**ledger, "entries": len(entries), "last entry": entries[-1:]}
-        lines += ["", "ledger (this machine only)", *(f"  {line}" for line in _fields(ledger))]
-    emit(args, "privacy", data, lines)
+# --- version -----------------------------------------------------------------------------------
 
 
 def version(parser: ArgumentParser) -> None:
