@@ -132,7 +132,7 @@ def test_after_the_budget_nothing_is_drawn(ledger):
         release(ledger, number)
 
     class Never(KeyStream):
-        def words(self, count):
+        def _fill(self, raw, size):
             raise AssertionError("noise was drawn")
 
     with pytest.raises(BudgetExhausted):
@@ -146,10 +146,10 @@ def test_the_debit_is_durable_before_the_first_random_word(ledger):
     class Watch(KeyStream):
         seen = None
 
-        def words(self, count):
+        def _fill(self, raw, size):
             if Watch.seen is None:
                 Watch.seen = [entry.kind for entry in ledger.entries()]
-            return super().words(count)
+            super()._fill(raw, size)
 
     release(ledger, noise=lambda: ExactNoise(Watch()))
     assert Watch.seen == ["open", "register", "debit"]
@@ -181,11 +181,11 @@ class DyingStream(KeyStream):
 
     last = 1
 
-    def words(self, count):
+    def _fill(self, raw, size):
         DyingStream.last -= 1
         if DyingStream.last <= 0:
             die()
-        return super().words(count)
+        super()._fill(raw, size)
 
 
 class DyingRows(PatientRows):

@@ -371,3 +371,15 @@ def test_words_beyond_whole_rounds_are_drawn_again():
 def test_a_meaningless_textbook_plan_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         textbook_plan(**wrong)
+
+
+@pytest.mark.parametrize(("count", "cut"), [(640, 10), (1000, 4), (12, 2), (7, 7), (1, 1)])
+def test_the_public_order_is_a_permutation_that_deals_residue_classes_out(count, cut):
+    """Segments once began with blocks of one class where `cut` and `count` share a factor."""
+    firsts = set()
+    for seed in range(20):
+        place_of = public_positions(bytes([seed]), np.arange(count), count)
+        assert sorted(place_of.tolist()) == list(range(count))
+        first_blocks = np.argsort(place_of)[::cut]
+        firsts.add(len(set((first_blocks % cut).tolist())))
+    assert min(firsts) >= (1 if count < 100 else cut)  # all classes, for each of these seeds

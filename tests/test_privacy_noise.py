@@ -42,6 +42,10 @@ class Tape:
         self.read += count
         return np.concatenate([np.array(given_, np.uint64), self.rest.words(count - len(given_))])
 
+    def octets(self, count):
+        """Words as above, as many as hold the bytes; the lowest bytes first."""
+        return self.words(-(-count // 8)).view(np.uint8)[:count]
+
 
 def exp_minus(x: Fraction) -> Fraction:
     """exp(-x) for x <= 40 by its series, to more than 500 bits; written apart from the product."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal, localcontext
 from fractions import Fraction
 from functools import lru_cache, partial
@@ -51,8 +51,9 @@ class Trials:
         count: How many.
         near: (K,) numbers of trials -> (K,) float64, each within 2^-48 (1 + x_i) of x_i and >= 0.
         exact: Number of a trial -> the rational x_i.
-        least: No x_i is below it, up to the same error.
+        least: No x_i is below it, up to the same error, but for those `outside`.
         most: No x_i is above it, up to the same error.
+        outside: Numbers of trials with smaller exponents, increasing.
     """
 
     count: int
@@ -60,6 +61,7 @@ class Trials:
     exact: Callable[[int], Fraction]
     least: float = 0.0
     most: float = math.inf
+    outside: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
 
 
 Bracket = Callable[[int], tuple[int, int]]
@@ -105,7 +107,7 @@ def decide(u: int, bits: int, bracket: Bracket, stream: RandomWords) -> bool:
 def bernoulli(stream: RandomWords, count: int, bracket: Bracket) -> NDArray[np.bool_]:
     """Return `count` independent Bernoulli(p), one p for all; 16 bits decide nearly every one."""
     low, high = bracket(16)
-    u_N = stream.words(-(-count // 4)).view(np.uint16)[:count]
+    u_N = stream.octets(2 * count).view(np.uint16)
     hit_N = u_N < low
     for i in np.flatnonzero((u_N >= low) & (u_N < high)):
         hit_N[i] = decide(int(u_N[i]), 16, bracket, stream)
@@ -149,35 +151,46 @@ def _below_exp(
     return hit_N
 
 
-def successes(stream: RandomWords, trials: Trials) -> NDArray[np.intp]:
+def successes(stream: RandomWords, trials: Trials) -> NDArray[np.int32]:
     """Return the numbers of the trials that succeed, increasing.
 
     One random byte is drawn for each. The bounds of all exponents tell from it alone what becomes
     of most trials; the others read their exponents and extend the same byte to 64 bits and more.
+    Those named as outside the bounds get words of their own instead.
     """
     surely = max(0, math.floor(256 * math.exp(-trials.most) * (1 - _MARGIN) - 2.0**-40))
     maybe = min(256, math.ceil(256 * math.exp(-trials.least) * (1 + _MARGIN) + 2.0**-40))
     at_once = _OCTETS if maybe <= 64 and maybe - surely <= 8 else _CHUNK
-    found = [np.empty(0, np.intp)]
+    scratch = np.empty(min(at_once, trials.count), np.bool_)
+    found = [np.empty(0, np.int32)]
     for start in range(0, trials.count, at_once):
-        part = range(start, min(start + at_once, trials.count))
-        found.append(_successes(stream, trials, part, surely, maybe))
-    return np.concatenate(found)
+        octet_N = stream.octets(min(at_once, trials.count - start))
+        hit_N = np.less(octet_N, maybe, out=scratch[: octet_N.size])
+        hit_K = np.flatnonzero(hit_N)
+        octet_K = octet_N[hit_K]
+        found.append(_extended(stream, trials, hit_K + start, octet_K, surely))
+    if not trials.outside.size:
+        return np.concatenate(found)
+    rest = trials.outside
+    own = rest[bernoulli_exp(stream, trials.near(rest), lambda i: trials.exact(int(rest[i])))]
+    inside = np.setdiff1d(np.concatenate(found), rest, assume_unique=True)
+    return np.sort(np.concatenate([inside, own.astype(np.int32)]))
 
 
-def _successes(
-    stream: RandomWords, trials: Trials, part: range, surely: int, maybe: int
-) -> NDArray[np.intp]:
-    count = len(part)
-    octet_N = stream.words(-(-count // 8)).view(np.uint8)[:count]
-    hit_K = np.flatnonzero(octet_N < maybe) if maybe < 256 else np.arange(count)
-    octet_K = octet_N[hit_K]
-    hit_K += part.start
+def _extended(
+    stream: RandomWords,
+    trials: Trials,
+    hit_K: NDArray[np.intp],
+    octet_K: NDArray[np.uint8],
+    surely: int,
+) -> NDArray[np.int32]:
+    """Decide those trials that a byte leaves open, by more bits of the same number."""
     open_ = np.flatnonzero(octet_K >= surely)
     asked = hit_K[open_]
     top = octet_K[open_].astype(np.uint64) << np.uint64(56)
     u = top | stream.words(open_.size) >> np.uint64(8)
     below = _below_exp(stream, u, trials.near(asked), lambda i: trials.exact(int(asked[i])))
-    kept = np.ones(hit_K.size, np.bool_)
-    kept[open_] = below
-    return hit_K[kept]
+    if open_.size == hit_K.size:
+        return hit_K[below].astype(np.int32)
+    kept = hit_K.astype(np.int32)
+    return np.delete(kept, open_[~below])

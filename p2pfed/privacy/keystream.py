@@ -20,13 +20,18 @@ from numpy.typing import NDArray
 __all__ = ["KeyStream", "RandomWords"]
 
 _ZEROS = bytes(1 << 16)  # the plaintext whose encryption is the key stream
+_ROOM = 16  # the cipher wants room for a block's end
 
 
 class RandomWords(Protocol):
-    """A source of independent uniform 64-bit words."""
+    """A source of independent uniform bits; none is ever given twice."""
 
     def words(self, count: int) -> NDArray[np.uint64]:
-        """Return `count` fresh words; no word is ever given twice."""
+        """Return `count` fresh 64-bit words."""
+        ...
+
+    def octets(self, count: int) -> NDArray[np.uint8]:
+        """Return `count` fresh bytes; the next call of `octets` overwrites them."""
         ...
 
 
@@ -37,9 +42,10 @@ class KeyStream:
     parent's stream: it draws a new key at its first word.
     """
 
-    __slots__ = ("_encryptor", "_pid")
+    __slots__ = ("_buffer", "_encryptor", "_pid")
 
     def __init__(self) -> None:
+        self._buffer = np.empty(0, np.uint8)
         self._rekey()
 
     def _rekey(self) -> None:
@@ -48,12 +54,21 @@ class KeyStream:
 
     def words(self, count: int) -> NDArray[np.uint64]:
         """Return `count` fresh uniform 64-bit words."""
+        raw = np.empty(count + 2, np.uint64)
+        self._fill(raw.view(np.uint8), 8 * count)
+        return raw[:count]
+
+    def octets(self, count: int) -> NDArray[np.uint8]:
+        """Return `count` fresh uniform bytes; the next call of `octets` overwrites them."""
+        if self._buffer.size < count + _ROOM:
+            self._buffer = np.empty(count + _ROOM, np.uint8)
+        self._fill(self._buffer, count)
+        return self._buffer[:count]
+
+    def _fill(self, raw: NDArray[np.uint8], size: int) -> None:
+        """Fill the first bytes; `raw` has `_ROOM` more."""
         if os.getpid() != self._pid:
             self._rekey()
-        size = 8 * count
-        raw = bytearray(size + 15)  # update_into wants room for a block's end
-        view = memoryview(raw)
         for start in range(0, size, len(_ZEROS)):
             length = min(len(_ZEROS), size - start)
-            self._encryptor.update_into(_ZEROS[:length], view[start : start + length + 15])
-        return np.frombuffer(raw, np.uint64, count)
+            self._encryptor.update_into(_ZEROS[:length], raw.data[start : start + length + 15])

@@ -39,13 +39,14 @@ __all__ = [
     "uniform_subset",
 ]
 
+_PROPOSALS = 3 << 13  # at a time: each takes about forty bytes
 _MOST_SIGMA2 = 1 << 94  # keeps every number far inside int64
 
 
 class NoiseSource(Protocol):
     """The laws that mechanisms draw from. An audit enumerates them instead of drawing."""
 
-    def successes(self, trials: Trials) -> NDArray[np.intp]:
+    def successes(self, trials: Trials) -> NDArray[np.int32]:
         """Return the numbers of the trials that succeed, increasing."""
         ...
 
@@ -78,7 +79,7 @@ class ExactNoise:
     def __init__(self, stream: RandomWords | None = None) -> None:
         self._stream = KeyStream() if stream is None else stream
 
-    def successes(self, trials: Trials) -> NDArray[np.intp]:
+    def successes(self, trials: Trials) -> NDArray[np.int32]:
         """See `successes`."""
         return successes(self._stream, trials)
 
@@ -150,8 +151,8 @@ def discrete_gaussian(stream: RandomWords, count: int, sigma2: Fraction) -> NDAr
     if not 0 < sigma2 < _MOST_SIGMA2:
         raise ValueError(f"sigma2={sigma2} must be positive and below 2^94")
     value_N = np.empty(count, np.int64)
-    for start in range(0, count, CHUNK):
-        size = min(CHUNK, count - start)
+    for start in range(0, count, _PROPOSALS):
+        size = min(_PROPOSALS, count - start)
         value_N[start : start + size] = _gaussian_chunk(stream, size, sigma2)
     return value_N
 
@@ -163,7 +164,7 @@ def _gaussian_chunk(stream: RandomWords, count: int, sigma2: Fraction) -> NDArra
     value_N = np.empty(count, np.int64)
     missing = count
     while missing:
-        y = discrete_laplace(stream, min(CHUNK, missing + missing // 2 + 8), Fraction(t))
+        y = discrete_laplace(stream, min(_PROPOSALS, missing + missing // 2 + 8), Fraction(t))
         # |y| and `mode` carry 2^-53 each, so the square's error is below 2^-48 (1 + exponent).
         near = np.abs(y).astype(np.float64)
         near -= mode
@@ -196,5 +197,4 @@ def uniform_subset(stream: RandomWords, count: int, size: int) -> NDArray[np.boo
 
 
 def _coins(stream: RandomWords, count: int) -> NDArray[np.bool_]:
-    octets = stream.words(-(-count // 64)).view(np.uint8)
-    return np.unpackbits(octets, count=count).view(np.bool_)
+    return np.unpackbits(stream.octets(-(-count // 8)), count=count).view(np.bool_)

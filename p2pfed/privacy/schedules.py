@@ -22,7 +22,6 @@ Not here: scales and costs (`svt`), the samplers (`noise`).
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -72,7 +71,7 @@ def candidates(
     above: list[NDArray[np.int64]] = []
     for start, query_B in _queries(total_D, block_size):
         hits = noise.successes(_trials(np.maximum(threshold - query_B, 0), scale))
-        found.append((hits + start).astype(np.int32))
+        found.append(hits + np.int32(start))
         above.append(np.maximum(query_B[hits] - threshold, 0))
     blocks = np.concatenate(found)
     excess = np.concatenate(above)
@@ -142,9 +141,13 @@ def sequential(
 
 
 def public_positions(seed: bytes, blocks: NDArray[Any], count: int) -> NDArray[np.int64]:
-    """Return the places of blocks in a public order of `count` blocks: j -> (a j + b) mod count.
+    """Return the places of blocks in a public order of `count` blocks, new for each seed.
 
-    The guarantees hold for every order; this one spreads neighbours, and is new for each seed.
+    The guarantees hold for every order. This one multiplies, adds and folds the high bits onto the
+    low ones, four times, in the least range of a power of two that holds them all; places beyond
+    `count` go round again. A single multiplication would do harm: where segments and `count` share
+    a factor, the first places of all segments would be blocks of one residue class, say of one
+    output of a layer.
 
     Args:
         seed: Public.
@@ -152,11 +155,20 @@ def public_positions(seed: bytes, blocks: NDArray[Any], count: int) -> NDArray[n
         count: How many blocks there are, below 2^31.
     """
     digest = hashlib.blake2b(seed, digest_size=32, person=b"p2pfed-shuffle").digest()
-    step = 1 + int.from_bytes(digest[:16]) % count
-    while math.gcd(step, count) != 1:
-        step += 1
-    offset = int.from_bytes(digest[16:]) % count
-    return (blocks.astype(np.int64) * (step % count) + offset) % count
+    words = np.frombuffer(digest, "<u4").astype(np.uint64)
+    bits = max(1, (count - 1).bit_length())
+    mask, fold = np.uint64((1 << bits) - 1), np.uint64(-(-bits // 2))
+
+    def mixed(place: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        for odd, plus in zip(words[:4] | np.uint64(1), words[4:], strict=True):
+            place = (place * odd + plus) & mask  # below 2^31 times below 2^32
+            place ^= place >> fold
+        return place
+
+    place = mixed(blocks.astype(np.uint64))
+    while (out := np.flatnonzero(place >= count)).size:
+        place[out] = mixed(place[out])
+    return place.astype(np.int64)
 
 
 def _queries(total_D: NDArray[Any], block_size: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
@@ -171,8 +183,15 @@ def _floor_norms(part: NDArray[Any], block_size: int) -> NDArray[np.int64]:
     """Return floor of the L2 norm of each block, exactly; squares are below 2^62."""
     if block_size == 1:
         return np.abs(part.astype(np.int64))
-    wide = np.pad(part.astype(np.int64), (0, -part.size % block_size)).reshape(-1, block_size)
-    square_B = np.einsum("ij,ij->i", wide, wide)
+    largest = max(int(part.max()), -int(part.min()))
+    small = largest**2 * block_size < 1 << 52
+    wide = np.zeros((-(-part.size // block_size), block_size), np.float64 if small else np.int64)
+    wide.ravel()[: part.size] = part
+    np.square(wide, out=wide)
+    if small:  # whole numbers below 2^52: sums in any order, and floors of roots, are exact
+        length_B: NDArray[np.float64] = np.sqrt(wide @ np.ones(block_size))
+        return length_B.astype(np.int64)
+    square_B = wide.sum(axis=1)
     root_B: NDArray[np.int64] = np.sqrt(square_B.astype(np.float64)).astype(np.int64)  # within 1
     root_B -= np.square(root_B) > square_B
     root_B += np.square(root_B + 1) <= square_B

@@ -132,13 +132,7 @@ class TextbookPlan:
         """
         l1, l2, _ = self.scales
         threshold = self.threshold + int(noise.geometric(1, l1)[0])
-        accepted: list[NDArray[np.int32]] = []
-        for start in range(0, total_D.size, _CHUNK):
-            part = total_D[start : start + _CHUNK]
-            hits = noise.successes(_trials(part, threshold, l2))
-            accepted.append((hits + start).astype(np.int32))
-        found = np.concatenate(accepted)
-        del accepted
+        found = noise.successes(_trials(total_D, threshold, l2))
         if found.size <= self.cutoff:
             return found
         refused = noise.subset(found.size, found.size - self.cutoff)
@@ -160,16 +154,29 @@ class TextbookPlan:
         )
 
 
-def _trials(part: Grid, threshold: int, scale: Fraction) -> Trials:
-    """Coordinate i is accepted with probability exp(-max(0, threshold - |s_i|) / scale)."""
+def _trials(total_D: Grid, threshold: int, scale: Fraction) -> Trials:
+    """Coordinate i is accepted with probability exp(-max(0, threshold - |s_i|) / scale).
+
+    Sums so large that their probability is more than 1/256 above that of zero are told apart.
+    """
     inverse = float(1 / scale)
-    largest = max(int(part.max()), -int(part.min()))
+    zeros = math.exp(-min(threshold * inverse, 600.0))
+    small = min(threshold, math.floor(scale * Fraction(math.log1p(1 / (256 * zeros)))))
+    outside = [np.empty(0, np.intp)]
+    for start in range(0, total_D.size, _CHUNK):
+        part = total_D[start : start + _CHUNK]
+        if part.max() > small or part.min() < -small:
+            outside.append(np.flatnonzero((part > small) | (part < -small)) + start)
+
+    def gaps(asked: NDArray[np.intp]) -> NDArray[np.float64]:
+        gap_K: NDArray[np.float64] = threshold - np.abs(total_D[asked].astype(np.float64))
+        return np.maximum(gap_K, 0.0, out=gap_K)
+
     return Trials(
-        count=part.size,
-        near=lambda asked: (
-            np.maximum(threshold - np.abs(part[asked].astype(np.int64)), 0) * inverse
-        ),
-        exact=lambda i: max(0, threshold - abs(int(part[i]))) / scale,
-        least=max(0, threshold - largest) * inverse,
-        most=max(0, threshold) * inverse,
+        count=total_D.size,
+        near=lambda asked: gaps(asked) * inverse,
+        exact=lambda i: max(0, threshold - abs(int(total_D[i]))) / scale,
+        least=(threshold - small) * inverse,
+        most=threshold * inverse,
+        outside=np.concatenate(outside),
     )

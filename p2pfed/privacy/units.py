@@ -191,20 +191,26 @@ class Ball:
         """Return for each row the factor after which, rounded, it lies in the bound.
 
         The squares of whole numbers are summed exactly below 2^53; a sum beyond is beyond the
-        bound as well. Each turn shrinks twice as much more than the last, so this ends.
+        bound as well. Rounding D numbers adds about D / 12 to a square, and some multiple of its
+        root: room is left for that, so few rows need another turn. Each turn shrinks more than the
+        last, so this ends.
         """
         unit_N = np.full(len(rows_ND), unit)
         norm_N = np.sqrt(_squares(rows_ND, unit_N))
         _check_finite(norm_N)
         factor_N = unit_N.copy()
-        np.divide(unit * self.limit, norm_N, out=factor_N, where=norm_N > self.limit)
-        extra = 2.0**-40
+        room = min(2.0**-10, 2 / self.limit) + rows_ND.shape[1] / (24 * self.limit**2)
+        reach = unit * self.limit * max(0.5, 1 - room)
+        np.divide(reach, norm_N, out=factor_N, where=norm_N > self.limit)
+        extra, over = 2.0**-24, np.arange(len(rows_ND))
         while True:
-            square_N = _squares(rows_ND, factor_N, rounded=True)
-            over_N = square_N > float(self.limit) ** 2
-            if not over_N.any():
+            rows = rows_ND if over.size == len(rows_ND) else rows_ND[over]
+            square_K = _squares(rows, factor_N[over], rounded=True)
+            long = square_K > float(self.limit) ** 2
+            over = over[long]
+            if not over.size:
                 return factor_N
-            factor_N[over_N] *= self.limit / np.sqrt(square_N[over_N]) * (1.0 - extra)
+            factor_N[over] *= self.limit / np.sqrt(square_K[long]) * (1.0 - extra)
             extra *= 2
 
 
@@ -323,7 +329,7 @@ def clipped_sum(
         step = max(1, _BLOCK // max(1, total.size))
         for start in range(0, len(rows_ND), step):
             kept = _single(rows_ND[start : start + step])
-            bound.add(kept if chosen_K is None else kept[:, chosen_K], 2.0**bits, total)
+            bound.add(kept if chosen_K is None else _chosen(kept, chosen_K), 2.0**bits, total)
         seen += len(rows_ND)
     if seen != num_rows:
         raise UpdateRejected(f"{seen} contributions came", f"{num_rows} were announced")
@@ -339,6 +345,14 @@ def _single(rows_ND: NDArray[Any]) -> NDArray[np.float32]:
         )
     with np.errstate(over="ignore"):
         return rows_ND.astype(np.float32, copy=False)
+
+
+def _chosen(rows_ND: NDArray[np.float32], chosen_K: NDArray[Any]) -> NDArray[np.float32]:
+    """Return rows_ND[:, chosen_K], without wide copies of the indices."""
+    rows_NK = np.empty((len(rows_ND), chosen_K.size), np.float32)
+    for part in _columns(rows_NK):
+        rows_NK[:, part] = rows_ND[:, chosen_K[part]]
+    return rows_NK
 
 
 def _check_finite(numbers: NDArray[np.float64]) -> None:
@@ -365,8 +379,16 @@ def _columns(rows_ND: NDArray[Any]) -> Iterator[slice]:
 def _rounded(
     rows_ND: NDArray[np.floating[Any]], factor_N: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    scaled_ND: NDArray[np.float64] = np.multiply(rows_ND, factor_N[:, None], dtype=np.float64)
+    scaled_ND = _scaled(rows_ND, factor_N)
     return np.rint(scaled_ND, out=scaled_ND)
+
+
+def _scaled(
+    rows_ND: NDArray[np.floating[Any]], factor_N: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    scaled_ND = rows_ND.astype(np.float64)
+    scaled_ND *= factor_N[:, None]
+    return scaled_ND
 
 
 def _squares(
@@ -375,10 +397,7 @@ def _squares(
     """Return per row the sum of squares of the multiplied numbers, as they are or rounded."""
     square_N = np.zeros(len(rows_ND))
     for part in _columns(rows_ND):
-        if rounded:
-            scaled = _rounded(rows_ND[:, part], factor_N)
-        else:
-            scaled = np.multiply(rows_ND[:, part], factor_N[:, None], dtype=np.float64)
+        scaled = (_rounded if rounded else _scaled)(rows_ND[:, part], factor_N)
         square_N += np.square(scaled, out=scaled).sum(axis=1)
     return square_N
 

@@ -89,9 +89,10 @@ class PatientContributions:
         """Yield all rows, shape (patients, parameters), grouped by number of records."""
         self.unusable = 0
         for _, rows in self.labelled_chunks():
-            finite = np.asarray(np.isfinite(rows).all(axis=1))
-            self.unusable += int((~finite).sum())
-            yield np.where(finite[:, np.newaxis], rows, np.float32(0))
+            broken = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+            self.unusable += broken.size
+            rows[broken] = 0
+            yield rows
 
     def labelled_chunks(self) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
         """Yield patients' numbers with their rows as computed, not yet checked."""
@@ -111,26 +112,38 @@ class PatientContributions:
         one = _contribution(self._task, self._model)
         if self._vectorised:
             try:
-                return _flat(vmap(one, in_dims=(None, 0, 0))(public, x, y), len(patients))
+                return self._flat(vmap(one, in_dims=(None, 0, 0))(public, x, y), len(patients))
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError:  # an operation without a batching rule, or control flow on data
                 self._vectorised = False
-        singles = [_flat(one(public, x[i], y[i]), 1) for i in range(len(patients))]
+        singles = [self._flat(one(public, x[i], y[i]), 1) for i in range(len(patients))]
         return np.concatenate(singles)
+
+    def _flat(self, parts: Parameters, patients: int) -> NDArray[np.float32]:
+        """Put gradients (with the other sign) or changes side by side, in one pass."""
+        sign = 1.0 if self._task.hyper.patient_steps else -1.0
+        rows = torch.empty(patients, self.num_parameters)
+        place = 0
+        for part in parts.values():
+            flat = part.detach().reshape(patients, -1)
+            torch.mul(
+                flat.to("cpu", torch.float32), sign, out=rows[:, place : place + flat.shape[1]]
+            )
+            place += flat.shape[1]
+        return np.asarray(rows.numpy(), dtype=np.float32)
 
 
 def _contribution(
     task: Task, model: nn.Module
 ) -> Callable[[Parameters, Tensor, Tensor], Parameters]:
+    """Return what gives one patient's gradient or, with `patient_steps`, its change."""
+
     def mean_loss(parameters: Parameters, x: Tensor, y: Tensor) -> Tensor:
         loss: Tensor = task.loss(functional_call(model, parameters, (x,)), y).mean()
         return loss
 
     slope: Callable[..., Any] = grad(mean_loss)
-
-    def negative_gradient(public: Parameters, x: Tensor, y: Tensor) -> Parameters:
-        return {name: -g for name, g in slope(public, x, y).items()}
 
     def local_change(public: Parameters, x: Tensor, y: Tensor) -> Parameters:
         rate, now = task.hyper.patient_learning_rate, public
@@ -139,9 +152,4 @@ def _contribution(
             now = {name: p - rate * slopes[name] for name, p in now.items()}
         return {name: p - public[name] for name, p in now.items()}
 
-    return local_change if task.hyper.patient_steps else negative_gradient
-
-
-def _flat(parts: Parameters, patients: int) -> NDArray[np.float32]:
-    rows = torch.cat([p.detach().reshape(patients, -1) for p in parts.values()], dim=1)
-    return np.asarray(rows.to("cpu", torch.float32).numpy(), dtype=np.float32)
+    return local_change if task.hyper.patient_steps else slope
