@@ -107,6 +107,8 @@ class FakeBackend:
     def privacy(self) -> dict[str, Any]:
         return {
             "mechanism": self.mechanism,
+            "unit": "patient",
+            "relation": "zero-out",
             "epsilon": 8.0,
             "delta": 1e-5,
             "spent_epsilon": 3.2,

@@ -76,7 +76,8 @@ def test_status_fits_a_screen(capsys, socket, backend):
         "run       heart-1 (heart-disease)   round 42/100   training   "
         "model 3f3f3f3f3f3f after round 41, 160 deltas",
         "sharing   contributing",
-        "privacy   svt   ε 3.2 of 8 spent (δ 1e-5)   41 releases   stops by itself at round ≈ 260",
+        "privacy   svt per patient (zero-out)   ε 3.2 of 8 spent (δ 1e-5)   41 releases   "
+        "stops by itself at round ≈ 260",
         "peers     1 alive · 1 away · 1 left      traffic  ↑1.2 GB ↓1.1 GB",
         "trainer   running",
         "# warning: clock differs from Kyoto by 4.1 s",

@@ -32,7 +32,8 @@ from p2pfed.privacy.extract import (
     encode_export,
     read_ledger,
 )
-from p2pfed.privacy.ledger import Ledger, ReleaseKey
+from p2pfed.privacy.ledger import Ledger
+from p2pfed.privacy.records import ReleaseKey
 from p2pfed.privacy.review import review
 from p2pfed.privacy.units import HOSPITAL, PATIENT
 from p2pfed.privacy.worth import WORTH
@@ -107,6 +108,24 @@ def sealed(lines):
     return data + json.dumps({"end": len(lines) - 1, "seal": seal}).encode() + b"\n"
 
 
+def digest(data, person):
+    return blake2b(data, digest_size=32, person=person).digest()
+
+
+def linked(lines):
+    """The same lines with the chain made anew, by hand: what a liar who knows the format does."""
+    head = bytes(32)
+    for line in lines[1:]:
+        body = line.get("body", "").encode()
+        of_body = bytes.fromhex(line.get("body_digest", "")) or digest(body, b"p2pfed-body")
+        number = line["seq"].to_bytes(8, "little")
+        of_payload = bytes.fromhex(line.get("digest", ""))
+        head = digest(head + number + of_body + of_payload, b"p2pfed-ledger")
+        line["chain"] = head.hex()
+    lines[0] |= {"records": len(lines) - 1, "head": head.hex()}
+    return lines
+
+
 def lines_of(export):
     return [json.loads(line) for line in export.splitlines()[:-1]]
 
@@ -139,7 +158,9 @@ def test_a_write_ahead_log_that_a_crash_left_is_read_too(path, tmp_path):
     crashed.mkdir()
     head = read_ledger(path).head
     body = json.dumps({"kind": "open", "at": 1}).encode()
-    chain = extract_module._chain(head, 21, body, b"")
+    chain = digest(
+        head + (21).to_bytes(8, "little") + digest(body, b"p2pfed-body"), b"p2pfed-ledger"
+    )
     with sqlite3.connect(path, isolation_level=None) as db:
         db.execute("PRAGMA wal_autocheckpoint=0")
         db.execute("BEGIN")
@@ -235,7 +256,7 @@ def test_an_export_says_what_the_ledger_says(extract, export):
     read = decode_export(export, name="x")
     assert read.records == extract.records
     assert read.head == extract.head
-    assert read.given == (1, 2, 12, 13)
+    assert (extract.hidden, read.hidden) == ((1, 2, 12, 13), (1, 2, 12, 13))
     assert review(read, name="x") == review(extract, name="x")
 
 
@@ -255,12 +276,15 @@ def test_an_export_holds_no_secret_and_no_patient(filled, export):
     assert not any(payload in export for payload in payloads)
 
 
-def test_a_commitment_can_be_opened_on_site(filled, extract):
+def test_a_hidden_body_can_be_opened_on_site(filled, export):
     db = sqlite3.connect(filled[0])
-    [body] = db.execute("SELECT body FROM entries WHERE seq = 2").fetchone()
+    bodies = dict(db.execute("SELECT seq, body FROM entries"))
     db.close()
-    opened = blake2b(body, digest_size=32, person=b"p2pfed-hidden").digest()
-    assert extract.records[1].commitment == opened
+    read = decode_export(export, name="x")
+    assert all(
+        record.body_digest == digest(bodies[record.seq], b"p2pfed-body") for record in read.records
+    )
+    assert read.records[1].fields["name"] == json.loads(bodies[2])["name"]
 
 
 def test_every_flipped_byte_is_found(export):
@@ -324,9 +348,11 @@ def test_a_liar_who_seals_again_is_found_by_the_chain(export):
     with pytest.raises(LedgerCorrupt, match="record 4 "):
         decode_export(sealed(lines), name="x")
     lines = lines_of(export)
-    lines[2]["chain"] = "00" * 32  # of a hidden record: the next one does not fit
-    with pytest.raises(LedgerCorrupt, match="record 3 "):
-        decode_export(sealed(lines), name="x")
+    for name in ("chain", "body_digest"):  # of a hidden record
+        lines = lines_of(export)
+        lines[12][name] = "00" * 32
+        with pytest.raises(LedgerCorrupt, match="record 12 "):
+            decode_export(sealed(lines), name="x")
 
 
 @pytest.mark.parametrize(
@@ -340,27 +366,136 @@ def test_a_liar_who_seals_again_is_found_by_the_chain(export):
         {"body": "[]"},
         {"body": "[" * 100_000},
         {"digest": 1},
-        {"hidden": {}, "commitment": ""},
-        {"hidden": {"kind": "debit", "at": 1}, "commitment": ""},
-        {"hidden": {"kind": ["open"], "at": 1}, "commitment": ""},
-        {"hidden": {"kind": "open", "at": "x"}, "commitment": ""},
+        {"digest": "00"},
+        {"hidden": {}, "body_digest": "00" * 32},
+        {"hidden": {"kind": "debit", "at": 1}, "body_digest": "00" * 32},
+        {"hidden": {"kind": ["open"], "at": 1}, "body_digest": "00" * 32},
+        {"hidden": {"kind": "open", "at": "x"}, "body_digest": "00" * 32},
+        {"hidden": {"kind": "open", "at": 1}, "body_digest": "00" * 64},
+        {"hidden": {"kind": "open", "at": 1}, "body_digest": ""},
+        {"hidden": {"kind": "open", "at": 1}},
     ],
 )
 def test_a_line_that_is_no_record_is_found(export, change):
     lines = lines_of(export)
     lines[3] |= change
-    with pytest.raises(LedgerCorrupt):
+    with pytest.raises(LedgerCorrupt, match=r"record 3 |line 4 is no record"):
         decode_export(sealed(lines), name="x")
 
 
-def test_a_liar_who_makes_the_chain_anew_is_found_by_the_head_alone(export, extract):
+def test_two_digests_are_never_taken_for_one(export):
+    """A hidden output, its body's digest and its payload's put together: the chain would fit."""
+    lines = lines_of(export)
+    body = lines[4].pop("body")
+    both = digest(body.encode(), b"p2pfed-body").hex() + lines[4].pop("digest")
+    lines[4] |= {"hidden": {"kind": "register", "at": 1}, "body_digest": both}
+    with pytest.raises(LedgerCorrupt, match="line 5 is no record"):
+        decode_export(sealed(lines), name="x")
+
+
+def without_the_last_release(lines):
+    return lines[:-2]
+
+
+def with_other_records_before_a_hidden_one(lines):
+    """Record 11 at another time, so that all totals still fit; record 12 is hidden."""
+    lines[11]["body"] = lines[11]["body"].replace('"at": ', '"at": 1')
+    return lines
+
+
+def with_another_hidden_body(lines):
+    lines[2]["body_digest"] = "00" * 32
+    return lines
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        without_the_last_release,
+        with_other_records_before_a_hidden_one,
+        with_another_hidden_body,
+    ],
+)
+def test_a_liar_who_makes_the_chain_anew_is_found_by_the_head_alone(export, extract, lie):
     """The chain has no key. So a head from a signed delta has to be compared, and finds it."""
-    lines = lines_of(export)[:-2]  # the last release never happened
-    lines[0] |= {"records": len(lines) - 1, "head": lines[-1]["chain"]}
-    forged = decode_export(sealed(lines), name="x")
+    forged = decode_export(sealed(linked(lie(lines_of(export)))), name="x")
     review(forged, name="x")
     with pytest.raises(LedgerCorrupt, match="no record has the head"):
         forged.at_head(extract.head)
+
+
+def test_a_liar_who_keeps_the_head_cannot_change_what_stands_before_a_hidden_record(export):
+    """The link of a hidden record is recomputed too: the lie has nowhere to hide."""
+    lines = linked(with_other_records_before_a_hidden_one(lines_of(export)))
+    truth = lines_of(export)
+    lines[0], lines[12:] = truth[0], truth[12:]
+    with pytest.raises(LedgerCorrupt, match=r"record 12 \(line 13\) was changed"):
+        decode_export(sealed(lines), name="x")
+
+
+def test_making_the_chain_anew_by_hand_gives_the_ledgers_own(export):
+    assert sealed(linked(lines_of(export))) == export
+
+
+def test_what_is_said_of_a_hidden_body_is_bound_by_its_digest_alone(export, extract):
+    """A name is believed until the hospital opens the body on site: then the digest tells."""
+    lines = lines_of(export)
+    lines[2]["hidden"]["name"] = "somebody else"
+    forged = decode_export(sealed(lines), name="x")
+    assert forged.at_head(extract.head) == 20
+    assert forged.records[1].fields["name"] == "somebody else"
+    assert forged.records[1].body_digest == extract.records[1].body_digest
+
+
+def hide(line):
+    """Pass a debit off as a registration: its body's digest fits the chain."""
+    of_body = digest(line["body"].encode(), b"p2pfed-body").hex()
+    shown = {"kind": "register", "at": 1, "dataset": "ee", "name": "", "shares_with": []}
+    return {
+        "seq": line["seq"],
+        "chain": line["chain"],
+        "body_digest": of_body,
+        "hidden": shown,
+    }
+
+
+@pytest.fixture
+def two_lost(tmp_path):
+    """Lines of an export: records 5 and 8 are debits whose output a crash took; and its head."""
+    path = tmp_path / "ledger.db"
+    with Ledger.open(path) as ledger:
+        dataset = ledger.register("heart", patients(0, 5))
+        for number in (0, 2):
+            ledger.store_output(pay(ledger, dataset, number), b"noisy")
+            pay(ledger, dataset, number + 1)
+        head = ledger.head
+    return lines_of(encode_export(read_ledger(path))), head
+
+
+def test_a_debit_that_is_passed_off_as_hidden_contradicts_the_next_output(two_lost):
+    lines, head = two_lost
+    lines[5] = hide(lines[5])
+    forged = decode_export(sealed(lines), name="x")
+    assert forged.at_head(head) == 8
+    with pytest.raises(LedgerCorrupt, match="record 7") as caught:
+        review(forged, name="x")
+    assert "it says spent" in caught.value.why
+
+
+def test_a_debit_after_the_last_output_can_be_passed_off_as_hidden(two_lost):
+    """The limit of an export, as the module says: only the body itself, on site, would tell."""
+    lines, head = two_lost
+    lines[8] = hide(lines[8])
+    forged = decode_export(sealed(lines), name="x")
+    assert forged.at_head(head) == 8
+    assert review(forged, name="x").datasets[0].debits == 3
+
+
+def test_an_output_cannot_be_passed_off_as_hidden(export):
+    lines = lines_of(export)
+    lines[4] = hide(lines[4])
+    with pytest.raises(LedgerCorrupt, match="record 4 "):
+        decode_export(sealed(lines), name="x")
 
 
 def test_an_older_head_is_that_of_an_earlier_record(extract):
@@ -492,6 +627,7 @@ def changed(extract, seq, **fields):
         (5, {"round": 0}, "its output already"),
         (12, {"shares_with": []}, "it says spent"),
         (12, {"shares_with": ["ee"]}, "unknown data set"),
+        (1, {"version": 3}, "of version 3, this version of p2pfed reads 2"),
         (12, {"kind": "open"}, "opened once"),
         (12, {"kind": "refund"}, "unknown"),
     ],
@@ -521,7 +657,8 @@ def told_by(path):
 def test_a_trainer_tells_the_same_records_and_totals_that_are_never_too_low(path, extract):
     told = as_told(told_by(path))
     assert told.head == extract.head
-    assert len(told.given) == 20
+    assert len(told.hidden) == 20
+    assert all(record.body_digest == b"" for record in told.records)
     exact = review(extract, name="x").datasets
     for one, other in zip(exact, review(told, name="x", at_most=True).datasets, strict=True):
         assert (other.id, other.name) == (one.id, one.name)

@@ -7,6 +7,7 @@ import resource
 import sqlite3
 import subprocess
 import sys
+from hashlib import blake2b
 
 import pytest
 from hypothesis import given, settings
@@ -21,7 +22,9 @@ from p2pfed.errors import (
     StateInUse,
 )
 from p2pfed.privacy.accountant import Budget, Cost, epsilon_spent
-from p2pfed.privacy.ledger import DataSetId, Ledger, ReleaseKey
+from p2pfed.privacy.journal import Journal
+from p2pfed.privacy.ledger import Ledger
+from p2pfed.privacy.records import DataSetId, ReleaseKey
 
 BUDGET = Budget(3.0, 1e-5)
 CAP = BUDGET.rho_nano
@@ -126,6 +129,7 @@ def test_strangers_have_their_own_budget(ledger):
     assert ledger.spent(both, delta=1e-5).rho_nano == 2 * CAP
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=15)
 @given(
     st.lists(st.tuples(st.sets(st.integers(0, 5), min_size=1), st.integers(1, CAP)), max_size=12)
@@ -301,6 +305,7 @@ def outcome_of_a_flip(path, copy, healthy, state, offset):
             rest.unlink()
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_is_refused_or_without_effect(path):
     state = filled(path)
     healthy = path.read_bytes()
@@ -388,6 +393,48 @@ def test_a_record_of_a_newer_version_is_refused(path):
         Ledger.open(path)
     with pytest.raises(LedgerCorrupt, match="refund"):
         Ledger.open(path)  # and the lock was freed
+
+
+def test_records_of_another_version_are_told_as_such(path):
+    journal = Journal.open(path)
+    journal.append(b'{"kind": "open", "version": 1, "secret": "00", "at": 0}')
+    journal.close()
+    for _ in range(2):  # the lock was freed
+        with pytest.raises(LedgerCorrupt, match="records are of version 1") as caught:
+            Ledger.open(path)
+    assert caught.value.why == "this version of p2pfed reads version 2"
+
+
+@pytest.mark.parametrize(("number", "told"), [(0, 1), (3, 3)])
+def test_a_file_of_another_format_is_told_as_such(path, number, told):
+    """Format 1 had no number in its header, and another chain."""
+    filled(path)
+    db = sqlite3.connect(path)
+    db.execute(f"PRAGMA user_version = {number}")
+    db.close()
+    with pytest.raises(LedgerCorrupt, match=f"{path} has format {told}") as caught:
+        reopened(path)
+    assert "reads format 2" in caught.value.why
+    assert "never delete it" in caught.value.do
+
+
+def test_the_chain_is_made_of_digests_so_that_no_body_is_needed_to_follow_it(path):
+    """Recomputed by hand from what an auditor may see."""
+    filled(path)
+    db = sqlite3.connect(path)
+    rows = db.execute("SELECT seq, body, digest, chain FROM entries ORDER BY seq").fetchall()
+    payloads = dict(db.execute("SELECT seq, payload FROM payloads"))
+    db.close()
+    head = bytes(32)
+    for seq, body, digest, chain in rows:
+        of_body = blake2b(body, digest_size=32, person=b"p2pfed-body").digest()
+        linked = head + seq.to_bytes(8, "little") + of_body + digest
+        head = blake2b(linked, digest_size=32, person=b"p2pfed-ledger").digest()
+        assert head == chain
+        payload = payloads.get(seq, b"")
+        of_payload = blake2b(payload, digest_size=32, person=b"p2pfed-payload").digest()
+        assert digest == (of_payload if payload else b"")
+    assert len(payloads) == 3
 
 
 # -- failing storage -----------------------------------------------------------------------------

@@ -11,7 +11,10 @@ import pytest
 from p2pfed.errors import ConfigError
 from p2pfed.identity.rules import Gate, Outer
 from p2pfed.identity.run import Run
+from p2pfed.privacy import shares
+from p2pfed.privacy.accountant import Budget, Cost, epsilon_spent, fits
 from p2pfed.privacy.planning import Terms, compare
+from p2pfed.privacy.shares import Share, clip_of_one, contributions, grid_bits
 from p2pfed.privacy.units import HOSPITAL, Unit
 from p2pfed.training.plans import Budgeted, plan_for
 
@@ -98,12 +101,14 @@ def test_a_plan_releases_and_costs_what_training_would(mechanism, changes):
     assert told.noise == pytest.approx(outlook.value_noise * even, rel=1e-12)
     block = asked.block_size if mechanism == "svt" else 1
     assert told.choice == pytest.approx(outlook.query_noise * even / math.sqrt(block), rel=1e-12)
-    worth = asked.split[1] if mechanism != "svt-textbook" else 0
-    assert Budgeted.of(run).worth_nano == worth
+    paid, planned = Budgeted.of(run), asked.share_of(mechanism)
+    for name in ("cost", "amount", "worth_nano", "together"):
+        assert getattr(paid, name) == getattr(planned, name)
     if mechanism != "svt-textbook":
-        assert Budgeted.of(run).amount == Fraction(asked.split[0], 10**9)
+        assert asked.split == (paid.amount * 10**9, paid.worth_nano)
 
 
+@pytest.mark.slow
 def test_the_chosen_schedule_is_the_one_that_the_run_takes():
     for changes in ({}, PAD, {**PAD, "schedule": "segmented"}, {"schedule": "sequential"}):
         asked = terms(**changes)
@@ -124,6 +129,96 @@ def test_every_option_is_there_once_and_has_a_reason():
         "none",
     ]
     assert all(option.why for option in found.values())
+
+
+# --- the share of one release ------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mechanism", "asking"),
+    [
+        ("svt", Fraction(0)),
+        ("gaussian", Fraction(1, 10)),
+        ("gaussian", Fraction(9, 10)),
+        ("svt-textbook", Fraction(0)),
+    ],
+)
+@pytest.mark.parametrize(("epsilon", "releases"), [(8.0, 20), (0.5, 3), (100.0, 1)])
+def test_all_shares_together_fit_into_the_budget_and_all_but_use_it_up(
+    mechanism, asking, epsilon, releases
+):
+    share = Share.of_budget(
+        mechanism, epsilon=epsilon, delta=1e-5, releases=releases, asking=asking
+    )
+    budget, costs = Budget(epsilon, 1e-5), {share.cost: releases}
+    if asking:
+        costs[share.asking] = releases
+    assert fits(budget, costs, Cost.nothing())
+    assert fits(budget, {share.together: releases}, Cost.nothing())
+    assert epsilon_spent({share.together: releases}, 1e-5) > 0.999 * epsilon
+    assert share.is_enough
+    whole = share.cost.rho_nano + share.asking.rho_nano
+    assert share.asking.rho_nano == pytest.approx(float(asking) * whole, rel=1e-6, abs=2)
+
+
+def test_a_share_of_nothing_and_a_share_too_small_to_pay_are_told():
+    asked = {"epsilon": 1e-6, "delta": 1e-5, "releases": 1000}
+    assert Share.of_budget("none", **asked) == Share(Cost.nothing(), Fraction(0))
+    assert not Share.of_budget("gaussian", **asked).is_enough
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "changes", "told"),
+    [
+        ("gaussian", {"releases": 0}, "releases=0 must"),
+        ("gaussian", {"asking": Fraction(1)}, r"asking=1 in \[0, 1\)"),
+        ("gaussian", {"asking": Fraction(-1, 2)}, r"asking=-1/2 in \[0, 1\)"),
+        ("gaussian", {"epsilon": math.nan}, "epsilon=nan must"),
+        ("gaussian", {"delta": 1.0}, "delta=1.0 must"),
+        ("svt-textbook", {"asking": Fraction(1, 10)}, "no worth gate"),
+    ],
+)
+def test_a_share_of_a_senseless_budget_is_refused(mechanism, changes, told):
+    with pytest.raises(ValueError, match=told):
+        Share.of_budget(mechanism, **{"epsilon": 8.0, "delta": 1e-5, "releases": 2, **changes})
+
+
+@pytest.mark.parametrize("clip", [Fraction(1), Fraction(3, 8), Fraction(50), Fraction(10**6)])
+@pytest.mark.parametrize("count", [1, 574, 16_384, (1 << 24) - 1])
+def test_the_grid_is_the_finest_on_which_contribution_and_sum_fit(clip, count):
+    room = min(Fraction(2**16), Fraction(2**30, 2 ** count.bit_length()))
+    fitting = [bits for bits in range(40) if clip * 2**bits <= room]
+    assert grid_bits(clip, count) == max(fitting, default=0)
+    assert all(clip * 2**bits * count < 2**30 for bits in fitting)
+
+
+def test_contributions_and_clips_are_those_of_the_unit_and_of_the_mechanism():
+    assert contributions(Unit("patient"), 574) == 574
+    assert contributions(Unit("patient", 4), 574) == 144
+    assert contributions(HOSPITAL, 574) == 1
+    asked = {"block_reach": Fraction(2), "num_parameters": 100}
+    assert clip_of_one("svt", Fraction(3), **asked) == 3
+    assert clip_of_one("svt-textbook", Fraction(3), **asked) == Fraction(3, 5)
+    assert clip_of_one("svt-textbook", Fraction(3), block_reach=Fraction(99), num_parameters=4) == 3
+
+
+def test_training_and_the_plan_before_it_ask_the_same_source(monkeypatch):
+    """Whatever the shares say, both follow; nobody computes them once more."""
+    asked = terms()
+    seen = []
+
+    def other(cls, mechanism, **named):
+        seen.append((mechanism, named))
+        return cls(Cost.zcdp(Fraction(1, 100)), Fraction(1, 100))
+
+    monkeypatch.setattr(shares.Share, "of_budget", classmethod(other))
+    told = next(o for o in compare(asked).options if o.mechanism == "gaussian")
+    real = plan_for(run_with(asked, "gaussian"), asked.patients, seed=bytes(32))
+    assert real.cost == Cost.zcdp(Fraction(1, 100))
+    assert told.epsilon_once == epsilon_spent({real.cost: 1}, asked.delta)
+    *_, (_, before), (_, training) = [pair for pair in seen if pair[0] == "gaussian"]
+    assert before == training
 
 
 # --- noise -------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from p2pfed.errors import UpdateRejected
+from p2pfed.identity.rules import Gate
 from p2pfed.privacy.units import (
     HOSPITAL,
     PATIENT,
@@ -78,6 +79,12 @@ def test_a_neighbour_moves_the_sum_by_twice_the_bound_where_a_row_is_replaced():
     other = PatientRows(np.array([[-30.0, 0]], np.float32))  # one of its patients changed all
     moved = clipped_sum(rows, bound=Ball(9), bits=0) - clipped_sum(other, bound=Ball(9), bits=0)
     assert moved.tolist() == [18, 0]
+
+
+@pytest.mark.parametrize(("kind", "size"), [("patient", 1), ("patient", 4), ("hospital", 1)])
+def test_the_network_process_names_the_relation_as_this_room_does(kind, size):
+    word = Gate(patients_per_row=size).relation(kind)
+    assert Unit(kind, size).neighbours.startswith(f"{word}: ")
 
 
 @pytest.mark.parametrize(("kind", "size"), [("patient", 0), ("hospital", 2), ("patient", -1)])

@@ -68,7 +68,6 @@ def _ledger(args: Namespace) -> None:
         "verified": "by the trainer" if source == "trainer" else "here",
         "records": len(extract.records),
         "head": extract.head.hex(),
-        "chain_given": list(extract.given),
         "head_at_record": at,
         "entries": [_entry(row) for row in found.rows],
         "data_sets": [_data_set(one) for one in found.datasets],
@@ -145,7 +144,8 @@ def _ledger_path(args: Namespace) -> Path:
 
 def _entry(row: Row) -> dict[str, Any]:
     record = row.record
-    chain = {"chain": record.chain.hex(), "digest": record.digest.hex()}
+    digests = {"body_digest": record.body_digest.hex(), "digest": record.digest.hex()}
+    chain = {"chain": record.chain.hex(), **digests}
     after = {"epsilon_after": row.epsilon, "route": row.route}
     return {**record.fields, "seq": record.seq, **chain, **after}
 
@@ -266,14 +266,11 @@ def _verdict(source: str, extract: Extract, args: Namespace, at: int | None) -> 
     else:
         yield f"verified: {count} records, head {extract.head.hex()}"
     if source == "export":
-        checked = count - len(extract.given)
+        yield "recomputed: the whole chain, all totals, all limits, and the seal"
         yield from paragraph(
-            f"recomputed: the chain of {checked} records, all totals, all limits, and the seal"
-        )
-        yield from paragraph(
-            f"taken as given: the chain and the words of {_records(extract.given)}, whose bodies"
-            " hold the ledger's secret or patients' fingerprints; what stands before the last of"
-            " them is bound to the head by their word alone"
+            f"not shown: the bodies of {_records(extract.hidden)}, which hold the ledger's secret"
+            " or patients' fingerprints; the chain binds their digests, by which the hospital can"
+            " prove on site what is said of them"
         )
     if args.export:
         yield f"export: {args.export}"
@@ -287,7 +284,7 @@ def _verdict(source: str, extract: Extract, args: Namespace, at: int | None) -> 
         )
 
 
-def _records(given: tuple[int, ...]) -> str:
-    shown = ", ".join(map(str, given[:5]))
-    more = f" and {len(given) - 5} more" if len(given) > 5 else ""
-    return f"record{'s' * (len(given) != 1)} {shown or '-'}{more}"
+def _records(numbers: tuple[int, ...]) -> str:
+    shown = ", ".join(map(str, numbers[:5]))
+    more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
+    return f"record{'s' * (len(numbers) != 1)} {shown or '-'}{more}"

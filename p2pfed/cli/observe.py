@@ -110,6 +110,7 @@ def privacy_line(privacy: dict[str, Any]) -> str:
     if mechanism == "none":
         return 'mechanism "none": UPDATES LEAVE THIS HOSPITAL UNPROTECTED'
     unit = f" per {privacy['unit']}" if privacy.get("unit") else ""
+    unit += f" ({privacy['relation']})" if privacy.get("relation") else ""
     spent, limit = number(privacy["spent_epsilon"]), number(privacy["epsilon"])
     text = (
         f"{mechanism}{unit}   ε {spent} of {limit} spent (δ {number(privacy['delta'])})   "

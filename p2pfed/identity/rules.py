@@ -125,6 +125,12 @@ class Gate:
     worth_share: Fraction = Fraction(1, 10)
     worth_ratio: Fraction = Fraction(1)
 
+    def relation(self, unit: str) -> str:
+        """How neighbouring data sets differ, in one word; `privacy.units` says it in full."""
+        if unit == "none":
+            return "none"
+        return "zero-out" if unit == "patient" and self.patients_per_row == 1 else "replacement"
+
     @classmethod
     def read(cls, fields: Fields) -> Gate:
         """Read it from a run file.

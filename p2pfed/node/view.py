@@ -238,6 +238,7 @@ class View:
         return {
             "mechanism": run.mechanism if run is not None else None,
             "unit": run.unit if run is not None else None,
+            "relation": run.gate.relation(run.unit) if run is not None else None,
             "epsilon": float(self._settings.privacy.epsilon),
             "delta": float(self._settings.privacy.delta),
             "run_epsilon": float(run.epsilon) if run is not None else None,

@@ -6,16 +6,16 @@ Map: `read_ledger` (a file, verified) or `decode_export` (an auditor's copy, ver
 Invariant: an export holds no secret and nothing made from a patient alone. Bodies of "debit" and
 "output" records stand in it byte by byte, those of "open" (the secret) and "register" (the
 patients' fingerprints) are hidden: of them it says the kind, the time, the names, which data sets
-share patients, and a commitment, BLAKE2b-256 of the body, which the hospital can open on site.
+share patients, and the body's digest, of which nobody can guess the body without the secret.
 
-What the verification is worth. The journal's chain is BLAKE2b-256 (person "p2pfed-ledger") over
-the chain before, the number and the body's length (8 bytes each, little endian), the body and the
-payload's digest. So the chain of every visible record is recomputed. A hidden record's is taken as
-given: who makes an export could put other records *before* the last hidden one, or lie about what
-hidden ones say. The visible records after it are bound to the head. The head in turn stands in
-this node's signed deltas, which all members keep: an export whose head was compared with one of
-them cannot have other releases after the last hidden record. The seal in the last line finds
-accidents only.
+What the verification is worth. The chain (`journal`) is made of digests, so every link of an
+export is recomputed, hidden records included. The head stands in this node's signed deltas, which
+all members keep: an export whose head was compared with one of them has exactly the records of the
+ledger, each with its own body and payload digest. What is left to believe is what is *said* of a
+hidden body. The digest binds it, and the hospital can open it on site. A lie about who shares
+patients, or a debit passed off as a hidden record, contradicts the totals of the next output that
+counts it (`review`): only debits after the last such output could be hidden so, and no output, for
+hidden records have no payload. The seal in the last line finds accidents only.
 
 Format: JSON lines, `{"format", "head", "records"}` first, then one line per record in their order,
 then `{"end", "seal"}`, where the seal is BLAKE2b-256 (person "p2pfed-export") of all bytes before.
@@ -40,6 +40,7 @@ from typing import Any, Final
 
 from p2pfed.errors import ConfigError, LedgerCorrupt, P2PFedError, PrivacyError, StateInUse
 from p2pfed.privacy.journal import Journal, JournalEntry
+from p2pfed.privacy.records import fingerprints
 
 __all__ = [
     "Extract",
@@ -50,10 +51,10 @@ __all__ = [
     "read_ledger",
 ]
 
-FORMAT: Final = "p2pfed.ledger-export/1"
+FORMAT: Final = "p2pfed.ledger-export/2"
 
 _HIDDEN = {"open": "secret", "register": "patients"}  # kind -> the field that must not leave
-_FINGERPRINT = 32  # hexadecimal digits
+_DIGEST_BYTES = 32
 _SQLITE_LOCKS = 0x40000000, 512  # where SQLite keeps its locks, and how many bytes of them
 _FLOCK = "hhqqi4x"  # struct flock of Linux
 
@@ -67,29 +68,28 @@ class Record:
         fields: What it says; always "kind" and "at".
         chain: 32 bytes that stand for the ledger up to here.
         body: Its exact bytes; None where they are hidden or not known.
+        body_digest: Of them: 32 bytes; empty where a trainer does not tell it.
         digest: Of the payload; empty without one.
-        commitment: Of a hidden body.
     """
 
     seq: int
     fields: Mapping[str, Any]
     chain: bytes
     body: bytes | None = None
+    body_digest: bytes = b""
     digest: bytes = b""
-    commitment: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Extract:
-    """All records, and what their chain is known to be.
-
-    Attributes:
-        records: Oldest first.
-        given: Numbers of the records whose chain was taken as given.
-    """
+    """All records, oldest first."""
 
     records: tuple[Record, ...]
-    given: tuple[int, ...] = ()
+
+    @property
+    def hidden(self) -> tuple[int, ...]:
+        """Numbers of the records whose bodies are not here."""
+        return tuple(record.seq for record in self.records if record.body is None)
 
     @property
     def head(self) -> bytes:
@@ -210,18 +210,15 @@ def _record(entry: JournalEntry, patients: dict[str, frozenset[str]], path: Path
         fields = json.loads(entry.body)
         kind = fields["kind"]
         if kind == "register":
-            joined = fields["patients"]
-            starts = range(0, len(joined), _FINGERPRINT)
-            mine = frozenset(joined[start : start + _FINGERPRINT] for start in starts)
+            mine = fingerprints(fields["patients"])
             fields["shares_with"] = [name for name, them in patients.items() if mine & them]
             patients[fields["dataset"]] = mine
     except (ValueError, TypeError, KeyError) as error:
         raise _not_understood(f"ledger {path}", entry.seq) from error
     hidden = _HIDDEN.get(kind)
     shown = {name: value for name, value in fields.items() if name != hidden}
-    if hidden is None:
-        return Record(entry.seq, shown, entry.chain, entry.body, entry.digest)
-    return Record(entry.seq, shown, entry.chain, commitment=_hash(entry.body, b"p2pfed-hidden"))
+    body = entry.body if hidden is None else None
+    return Record(entry.seq, shown, entry.chain, body, _body_digest(entry.body), entry.digest)
 
 
 def as_told(entries: Any) -> Extract:
@@ -246,7 +243,7 @@ def as_told(entries: Any) -> Extract:
         raise P2PFedError(
             "the trainer's answer makes no sense", repr(error), "it may be of another version"
         ) from error
-    return Extract(tuple(records), tuple(record.seq for record in records))
+    return Extract(tuple(records))
 
 
 # --- the export --------------------------------------------------------------------------------
@@ -264,7 +261,7 @@ def encode_export(extract: Extract) -> bytes:
 def _line(record: Record) -> dict[str, Any]:
     line = {"seq": record.seq, "chain": record.chain.hex()}
     if record.body is None:
-        return {**line, "commitment": record.commitment.hex(), "hidden": dict(record.fields)}
+        return {**line, "body_digest": record.body_digest.hex(), "hidden": dict(record.fields)}
     return {**line, "digest": record.digest.hex(), "body": record.body.decode()}
 
 
@@ -295,14 +292,14 @@ def decode_export(data: bytes, *, name: str) -> Extract:
     for line in lines[1:-1]:
         head = records[-1].chain if records else bytes(32)
         records.append(_verified(_decode(line), len(records) + 1, head, name))
-    extract = Extract(tuple(records), tuple(r.seq for r in records if r.body is None))
+    extract = Extract(tuple(records))
     if first.get("records") != len(records) or end["end"] != len(records):
         raise _bad(name, f"record {len(records) + 1} is missing: it ends after {len(records)}")
     if first.get("head") != extract.head.hex():
         raise _bad(name, f"its first line has another head than record {len(records)}")
     sealed = data[: -len(lines[-1]) - 1]
     if end.get("seal") != _hash(sealed, b"p2pfed-export").hex():
-        raise _bad(name, "the seal does not match: a line of a hidden record was changed")
+        raise _bad(name, "the seal does not match: what is said of a hidden record was changed")
     return extract
 
 
@@ -325,28 +322,33 @@ def _verified(line: dict[str, Any] | None, seq: int, head: bytes, name: str) -> 
         record = _read_line(line)
         known = isinstance(record.fields["at"], int)
         known &= record.body is not None or record.fields["kind"] in _HIDDEN
+        known &= len(record.body_digest) == _DIGEST_BYTES  # of fixed lengths, or two could swap
+        known &= len(record.digest) in {0, _DIGEST_BYTES}
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise changed from error
     if not known:
         raise changed
-    if record.body is not None and record.chain != _chain(head, seq, record.body, record.digest):
-        raise _bad(name, f"record {seq} (line {seq + 1}) or the chain before it was changed")
+    if record.chain != _chain(head, record):
+        raise _bad(name, f"record {seq} (line {seq + 1}) was changed")
     return record
 
 
 def _read_line(line: dict[str, Any]) -> Record:
     seq, chain = line["seq"], bytes.fromhex(line["chain"])
     if "hidden" in line:
-        commitment = bytes.fromhex(line["commitment"])
-        return Record(seq, dict(line["hidden"]), chain, commitment=commitment)
-    body = line["body"].encode()
-    return Record(seq, dict(json.loads(body)), chain, body, bytes.fromhex(line["digest"]))
+        return Record(seq, dict(line["hidden"]), chain, None, bytes.fromhex(line["body_digest"]))
+    body, digest = line["body"].encode(), bytes.fromhex(line["digest"])
+    return Record(seq, dict(json.loads(body)), chain, body, _body_digest(body), digest)
 
 
-def _chain(head: bytes, seq: int, body: bytes, digest: bytes) -> bytes:
+def _chain(head: bytes, record: Record) -> bytes:
     """As `journal` has it, written down once more: a verifier that shares no code."""
-    sizes = struct.pack("<QQ", seq, len(body))
-    return _hash(head + sizes + body + digest, b"p2pfed-ledger")
+    number = struct.pack("<Q", record.seq)
+    return _hash(head + number + record.body_digest + record.digest, b"p2pfed-ledger")
+
+
+def _body_digest(body: bytes) -> bytes:
+    return _hash(body, b"p2pfed-body")
 
 
 def _hash(data: bytes, person: bytes) -> bytes:

@@ -3,9 +3,13 @@
 Map: `Journal.open` (lock, verify) -> `append` (durable when it returns) -> `payload`.
 
 Invariant: what `append` returned survives a crash, and `entries` is exactly the list that was
-appended, or opening fails. Each record's chain value is BLAKE2b over the one before, its number,
-its body and the digest of its payload; a separate `tip` row repeats the last, so that a vanished
-tail is noticed too.
+appended, or opening fails.
+
+The chain: a record's value is BLAKE2b-256 (person "p2pfed-ledger") over the value before, its
+number (8 bytes, little endian), the digest of its body (BLAKE2b-256, "p2pfed-body") and that of its
+payload ("p2pfed-payload"; nothing where there is none). The first follows 32 zeros. As it is made
+of digests, who may not see a body can recompute it all the same. A `tip` row repeats the last
+value, so that a vanished tail is noticed too.
 
 How: write-ahead log with synchronous=FULL (NORMAL may lose a commit that was acknowledged), the
 log folded back and emptied after each commit (a damaged log would silently end early), the
@@ -32,13 +36,16 @@ from p2pfed.errors import ConfigError, LedgerCorrupt, PrivacyError, StateInUse
 
 __all__ = ["Journal", "JournalEntry"]
 
+_FORMAT: Final = 2  # of the tables and the chain, in the file's header; 1 chained whole bodies
 _SCHEMA: Final = (
     "CREATE TABLE entries(seq INTEGER PRIMARY KEY, body BLOB, digest BLOB, chain BLOB)",
     "CREATE TABLE payloads(seq INTEGER PRIMARY KEY, payload BLOB)",
     "CREATE TABLE tip(id INTEGER PRIMARY KEY, seq INTEGER, chain BLOB)",
     "INSERT INTO tip VALUES(1, 0, zeroblob(32))",
+    f"PRAGMA user_version = {_FORMAT}",
 )
 _START: Final = bytes(32)
+_HEADER_BYTES: Final = 100  # of an SQLite file; a shorter one it takes for a new database
 _IN_USE: Final = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _STORAGE: Final = {
     sqlite3.SQLITE_CANTOPEN,
@@ -83,7 +90,7 @@ class Journal:
 
         Raises:
             StateInUse: Another process has it open.
-            LedgerCorrupt: It does not verify.
+            LedgerCorrupt: It does not verify, or is of another format.
             ConfigError: It is readable or writable by others.
             PrivacyError: The storage failed.
         """
@@ -202,6 +209,13 @@ def _use_log(db: sqlite3.Connection, path: Path) -> None:
 
 
 def _read(db: sqlite3.Connection, path: Path) -> list[JournalEntry]:
+    (found,) = db.execute("PRAGMA user_version").fetchone()
+    if found != _FORMAT:
+        raise LedgerCorrupt(
+            f"ledger {path} has format {found or 1}",
+            f"this version of p2pfed reads format {_FORMAT}; or the file was damaged",
+            "Nothing is released. Use the version that wrote it; never delete it.",
+        )
     entries: list[JournalEntry] = []
     head = _START
     for row in db.execute("SELECT seq, body, digest, chain FROM entries ORDER BY seq"):
@@ -217,20 +231,22 @@ def _read(db: sqlite3.Connection, path: Path) -> list[JournalEntry]:
 
 
 def _chain(head: bytes, seq: int, body: bytes, digest: bytes) -> bytes:
-    number = seq.to_bytes(8, "little")
-    state = blake2b(head, digest_size=32, person=b"p2pfed-ledger")
-    state.update(number + len(body).to_bytes(8, "little") + body + digest)
-    return state.digest()
+    linked = head + seq.to_bytes(8, "little") + _hash(body, b"p2pfed-body") + digest
+    return _hash(linked, b"p2pfed-ledger")
 
 
 def _digest(payload: bytes) -> bytes:
-    return blake2b(payload, digest_size=32, person=b"p2pfed-payload").digest()
+    return _hash(payload, b"p2pfed-payload")
+
+
+def _hash(data: bytes, person: bytes) -> bytes:
+    return blake2b(data, digest_size=32, person=person).digest()
 
 
 def _check_file(path: Path) -> None:
     status = path.stat()
-    if not path.is_file() or status.st_size == 0:
-        raise _corrupt(path, "it is empty or not a file")
+    if not path.is_file() or status.st_size < _HEADER_BYTES:
+        raise _corrupt(path, "it is empty, cut off or not a file")
     if status.st_mode & 0o077:
         raise ConfigError(
             f"ledger {path} has mode {status.st_mode & 0o777:o}",

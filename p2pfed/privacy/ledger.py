@@ -14,6 +14,9 @@ refills a budget. For each patient this is at least what was spent on that patie
 a data set is not hidden: what was spent is told to the peers, and grows when one patient links two
 data sets.
 
+The values that it takes and gives (`records`) can be imported from here too: whoever holds a
+ledger needs them.
+
 Not here: storage (`journal`), conversions (`accountant`), the order of a release (`gate`).
 """
 
@@ -23,120 +26,30 @@ import json
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Final, NewType, Self
+from typing import Any, Final, Self
 
 from p2pfed.errors import BudgetExhausted, LedgerCorrupt, PrivacyError
-from p2pfed.privacy.accountant import Budget, Cost, Route, Spending, epsilon_spent, fits, how_spent
+from p2pfed.privacy.accountant import Budget, Cost, Spending, epsilon_spent, fits, how_spent
 from p2pfed.privacy.journal import Journal, JournalEntry
+from p2pfed.privacy.records import (
+    RECORDS_VERSION,
+    DataSetId,
+    Debit,
+    Entry,
+    ReleaseKey,
+    Spent,
+    StoredOutput,
+    fingerprints,
+)
 from p2pfed.privacy.units import PrivacyUnit
 
-__all__ = ["DataSetId", "Debit", "Entry", "Ledger", "ReleaseKey", "Spent", "StoredOutput"]
-
-DataSetId = NewType("DataSetId", bytes)
+__all__ = ["DataSetId", "Debit", "Ledger", "ReleaseKey", "Spent", "StoredOutput"]
 
 _NOTHING: Final[Counter[Cost]] = Counter()
-
-
-@dataclass(frozen=True, slots=True)
-class ReleaseKey:
-    """Names one release of this hospital: there is at most one per run and round.
-
-    Attributes:
-        run_id: The run's hash.
-        round: The round's number.
-    """
-
-    run_id: bytes
-    round: int
-
-
-@dataclass(frozen=True, slots=True)
-class Debit:
-    """A durable payment; it allows one draw.
-
-    Attributes:
-        seq: Number of its record in the ledger.
-        key: The release it pays for.
-        attempt: 1 for the first payment under this key, 2 after a crash before the output, ...
-        dataset: Whose patients.
-        cost: What was paid.
-        mechanism: "svt", "gaussian" or "none".
-        unit: "patient" or "hospital".
-        relation: Name of the neighbouring relation that the cost holds for.
-        delta: Delta of the budget it was made under.
-    """
-
-    seq: int
-    key: ReleaseKey
-    attempt: int
-    dataset: DataSetId
-    cost: Cost
-    mechanism: str
-    unit: str
-    relation: str
-    delta: float
-
-
-@dataclass(frozen=True, slots=True)
-class Spent:
-    """What the patients of a data set have spent.
-
-    Attributes:
-        rho_nano: Sum of all debits that count, in nano-rho.
-        epsilon: The epsilon of these debits at the delta asked for, rounded up. It speaks of the
-            noisy releases only: see `unprotected`.
-        route: Which theorem gave it, see `accountant.how_spent`.
-        debits: Number of debits that count.
-        releases: Number of outputs drawn on them, "none" included.
-        unprotected: Number of outputs that left without any noise; above 0 no epsilon protects.
-        head: 32 bytes that stand for the whole ledger.
-    """
-
-    rho_nano: int
-    epsilon: float
-    route: Route
-    debits: int
-    releases: int
-    unprotected: int
-    head: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class StoredOutput:
-    """What was drawn for a key, and what had been spent when it was stored.
-
-    Attributes:
-        payload: The bytes given to `store_output`.
-        debit: The payment it was drawn on.
-        spent: As of the moment of storing, so that a repeat tells exactly the same.
-    """
-
-    payload: bytes
-    debit: Debit
-    spent: Spent
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One line of the ledger for display; no secret, no fingerprint.
-
-    Attributes:
-        seq: Its number.
-        kind: "open", "register", "debit" or "output".
-        at: Unix time in seconds.
-        detail: The other fields.
-        chain: 32 bytes that stand for the ledger up to here.
-    """
-
-    seq: int
-    kind: str
-    at: int
-    detail: Mapping[str, Any]
-    chain: bytes
 
 
 @dataclass(slots=True)
@@ -170,7 +83,8 @@ class Ledger:
         for entry in journal.entries:
             self._apply(entry)
         if not self._secret:
-            self._write({"kind": "open", "version": 1, "secret": os.urandom(32).hex()})
+            secret = os.urandom(32).hex()
+            self._write({"kind": "open", "version": RECORDS_VERSION, "secret": secret})
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -178,7 +92,7 @@ class Ledger:
 
         Raises:
             StateInUse: Another process has it open.
-            LedgerCorrupt: It does not verify.
+            LedgerCorrupt: It does not verify, or is of another version.
             ConfigError: It is readable or writable by others.
             PrivacyError: The storage failed.
         """
@@ -430,13 +344,11 @@ class Ledger:
         self._fields.append(fields)
         match fields["kind"]:
             case "open":
+                _check_version(fields.get("version"))
                 self._secret = bytes.fromhex(fields["secret"])
             case "register":
-                joined = fields["patients"]
+                patients = fingerprints(fields["patients"])
                 dataset = DataSetId(bytes.fromhex(fields["dataset"]))
-                patients = frozenset(
-                    joined[start : start + 32] for start in range(0, len(joined), 32)
-                )
                 self._tallies[dataset] = _Tally()
                 self._patients[dataset] = patients
                 self._touching[dataset] = set()
@@ -445,17 +357,7 @@ class Ledger:
                         self._touching[dataset].add(other)
                         self._touching[other].add(dataset)
             case "debit":
-                debit = Debit(
-                    entry.seq,
-                    ReleaseKey(bytes.fromhex(fields["run"]), fields["round"]),
-                    fields["attempt"],
-                    DataSetId(bytes.fromhex(fields["dataset"])),
-                    Cost(fields["rho_nano"], fields["pure_nano"]),
-                    fields["mechanism"],
-                    fields["unit"],
-                    fields["relation"],
-                    fields["delta"],
-                )
+                debit = Debit.of(entry.seq, fields)
                 self._debits[entry.seq] = self._newest[debit.key] = debit
                 self._runs[debit.key.run_id][debit.cost] += 1
                 self._tallies[debit.dataset].costs[debit.cost] += 1
@@ -473,3 +375,12 @@ class Ledger:
 
 def _output_of(debit: Debit) -> _Tally:
     return _Tally(releases=1, unprotected=int(debit.mechanism == "none"))
+
+
+def _check_version(found: object) -> None:
+    if found != RECORDS_VERSION:
+        raise LedgerCorrupt(
+            f"the ledger's records are of version {found}",
+            f"this version of p2pfed reads version {RECORDS_VERSION}",
+            "Nothing is released. Use the version that wrote it; never delete it.",
+        )

@@ -3,7 +3,7 @@
 Map: `Terms` (what is asked, checked) -> `compare` -> a `Comparison` of `Option`s, in sentences too.
 
 Invariant: everything is computed from public numbers with the plans that a run really uses, the
-same shares of the budget and the same grid; nothing is drawn and no patient is looked at.
+same shares of the budget and the same grid (`shares`); nothing is drawn and no patient looked at.
 
 How noise is told. M contributions (patients, groups, or 1 hospital) of length at most C are summed
 and divided by M. If all had length C, agreed and were spread evenly, a coordinate of the average
@@ -29,18 +29,16 @@ from typing import Any
 
 from p2pfed.errors import ConfigError
 from p2pfed.privacy.accountant import (
-    NANO,
     Budget,
     Cost,
     Route,
     epsilon_spent,
     forecast,
     how_spent,
-    pure_nano_allowed,
-    rho_nano_allowed,
 )
 from p2pfed.privacy.mechanism import Mechanism
 from p2pfed.privacy.mechanisms import MechanismName, make_plan
+from p2pfed.privacy.shares import Share, clip_of_one, contributions, grid_bits
 from p2pfed.privacy.svt import Schedule, SvtPlan
 from p2pfed.privacy.textbook import TextbookPlan
 from p2pfed.privacy.units import PATIENT, Unit
@@ -48,8 +46,6 @@ from p2pfed.privacy.units import PATIENT, Unit
 __all__ = ["Comparison", "Option", "Terms", "compare"]
 
 _PLAIN_SHARE = Fraction(1, 10)  # what runs with mechanism "none" send where nobody says else
-_CLIP_BITS, _SUM_BITS = 16, 30  # as training chooses its grid
-_LEAST_NANO = 10  # smaller amounts cannot be split
 _MOST = "0, or at most the number of rounds"
 
 # Measured: ratio of the largest hospital's dense noise to the even share, and what it cost.
@@ -118,7 +114,7 @@ class Terms:
         ):
             if not fine:
                 raise _refused(f"{name} {float(value):g}", f"it must be {told}")
-        if self.split[0] < _LEAST_NANO:
+        if not self.share_of("gaussian").is_enough:
             raise _refused(
                 f"epsilon {self.epsilon:g} and {self.releases:,} releases",
                 "each would get less than 1e-8 of zCDP: plan fewer, or a larger epsilon",
@@ -132,15 +128,24 @@ class Terms:
     @property
     def contributions(self) -> int:
         """M: how many rows are summed."""
-        rows = -(-self.patients // self.unit.patients_per_row)
-        return rows if self.unit.kind == "patient" else 1
+        return contributions(self.unit, self.patients)
 
     @property
     def split(self) -> tuple[int, int]:
         """What one release may cost, in nano-rho, and asking before it, in 1e-9 pure epsilon."""
-        share = rho_nano_allowed(self.epsilon, self.delta) // self.releases
-        asking = share * self.worth_share if self.worth_releases else Fraction(0)
-        return share - math.ceil(asking), math.isqrt(2 * math.floor(asking) * NANO)
+        share = self.share_of("gaussian")
+        return share.cost.rho_nano, share.worth_nano
+
+    def share_of(self, mechanism: str) -> Share:
+        """What one release under a mechanism may cost; no worth gate precedes the textbook form."""
+        gated = self.worth_releases and mechanism != "svt-textbook"
+        return Share.of_budget(
+            mechanism,
+            epsilon=self.epsilon,
+            delta=self.delta,
+            releases=self.releases if gated else self.rounds,
+            asking=self.worth_share if gated else Fraction(0),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,18 +245,14 @@ def _compare(terms: Terms) -> Comparison:
 
 def _plan(terms: Terms, mechanism: MechanismName, **more: Any) -> Mechanism:
     """The plan of one round, on the grid that training would take."""
-    clip, budget = terms.clip, Fraction(terms.split[0], NANO)
-    if mechanism == "svt-textbook":
-        even = Fraction(math.isqrt(terms.num_parameters * NANO**2), NANO)
-        clip = min(clip, clip * terms.block_reach / even)
-        budget = Fraction(pure_nano_allowed(terms.epsilon, terms.delta, terms.rounds), NANO)
-    clip_bits = min(_CLIP_BITS, _SUM_BITS - terms.contributions.bit_length())
+    size = terms.num_parameters
+    clip = clip_of_one(mechanism, terms.clip, block_reach=terms.block_reach, num_parameters=size)
     return make_plan(
         mechanism,
-        num_parameters=terms.num_parameters,
+        num_parameters=size,
         clip=clip,
-        bits=max(0, math.floor(math.log2(2**clip_bits / clip))),
-        budget=budget,
+        bits=grid_bits(clip, terms.contributions),
+        budget=terms.share_of(mechanism).amount,
         shuffle_seed=b"",
         unit=terms.unit,
         **more,
@@ -279,25 +280,23 @@ def _option(terms: Terms, plan: Mechanism, label: str, **more: Any) -> Option:
         share=outlook.released / terms.num_parameters,
         noise=outlook.value_noise * even,
         choice=outlook.query_noise * even / math.sqrt(block),
-        **_told(terms, plan.cost, count),
+        **_told(terms, plan, count),
         **more,
     )
 
 
-def _told(terms: Terms, cost: Cost, count: int) -> dict[str, Any]:
+def _told(terms: Terms, plan: Mechanism, count: int) -> dict[str, Any]:
     """What one and all releases cost, worth gates included, and how many the budget allows."""
-    if cost == Cost.nothing():
+    if plan.cost == Cost.nothing():
         return {"epsilon_once": 0.0, "epsilon": 0.0, "route": None, "releases": None}
-    costs, together, asking = {cost: count}, cost, Cost.pure(Fraction(terms.split[1], NANO))
-    if asking.rho_nano and cost.pure_nano is None:
-        costs[asking] = count
-        together = Cost.zcdp(Fraction(cost.rho_nano + asking.rho_nano, NANO))
+    share = replace(terms.share_of(plan.name), cost=plan.cost)
+    costs = {share.cost: count, **({share.asking: count} if share.worth_nano else {})}
     epsilon, route = how_spent(costs, terms.delta)
     return {
         "epsilon_once": epsilon_spent(dict.fromkeys(costs, 1), terms.delta),
         "epsilon": epsilon,
         "route": route,
-        "releases": forecast(Budget(terms.epsilon, terms.delta), {}, together),
+        "releases": forecast(Budget(terms.epsilon, terms.delta), {}, share.together),
     }
 
 

@@ -21,9 +21,12 @@ from typing import Any
 from p2pfed.errors import LedgerCorrupt
 from p2pfed.privacy.accountant import NANO, Budget, Cost, Route, Spending, forecast, how_spent
 from p2pfed.privacy.extract import Extract, Record
+from p2pfed.privacy.records import RECORDS_VERSION
 from p2pfed.privacy.worth import WORTH
 
 __all__ = ["DataSet", "Review", "Row", "review"]
+
+_OF_ANOTHER = f"its records are of version {{}}, this version of p2pfed reads {RECORDS_VERSION}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,8 @@ class _Adding:
         match fields["kind"]:
             case "open":
                 _must(record.seq == 1, "a ledger is opened once, by its first record")
+                version = fields.get("version")
+                _must(version == RECORDS_VERSION, _OF_ANOTHER.format(version))
                 return Row(record, "")
             case "register":
                 return self._register(record, fields)

@@ -1,7 +1,8 @@
 """From a run file to the public plans of its rounds: mechanism, cost, grid and worth gate.
 
 Map: `Budgeted` (what one release may cost) -> `plan_for` (the mechanism's plan of one round) and
-`worth_plan`; `contributions_of` is what a sum is divided by.
+`worth_plan`; `contributions_of` is what a sum is divided by. Here a run file is only read: what
+follows from its numbers is `privacy.shares`, which `p2pfed privacy plan` asks as well.
 
 Invariant: everything here is computed from the run file, the round and the roster's number of
 patients, all public, so every figure may be told, and the same round always has the same plan.
@@ -12,67 +13,35 @@ Not here: contributions, the ledger, the threshold's steering (`round`).
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from p2pfed.identity.run import Run
-from p2pfed.privacy.accountant import NANO, Cost, pure_nano_allowed, rho_nano_allowed
+from p2pfed.privacy.accountant import NANO
 from p2pfed.privacy.mechanism import Mechanism
 from p2pfed.privacy.mechanisms import MechanismName, make_plan
+from p2pfed.privacy.shares import Share, clip_of_one, contributions, grid_bits
 from p2pfed.privacy.units import PrivacyUnit, Unit
 from p2pfed.privacy.worth import WorthPlan
 
 __all__ = ["Budgeted", "contributions_of", "plan_for", "unit_of", "worth_plan"]
 
-_CLIP_BITS = 16  # a clipped row is 2^15 to 2^16 grid units long, shorter from 16384 patients on
-_SUM_BITS = 30  # the sum of `samples` clipped rows; the gate allows twice that
 
+class Budgeted(Share):
+    """What one release of a run may cost: equal shares of the run's budget."""
 
-@dataclass(frozen=True, slots=True)
-class Budgeted:
-    """What one release of a run may cost: equal shares of the run's budget.
-
-    Attributes:
-        cost: Of the release itself.
-        amount: The same as `make_plan` takes it: rho, or epsilon under `svt-textbook`.
-        worth_nano: Pure epsilon of asking whether it is worth it, in 1e-9; 0 where nobody asks.
-    """
-
-    cost: Cost
-    amount: Fraction
-    worth_nano: int = 0
+    __slots__ = ()
 
     @classmethod
-    def of(cls, run: Run) -> Budgeted:
+    def of(cls, run: Run) -> Self:
         """The share of each of the run's releases; nothing with mechanism `none`."""
-        if run.mechanism == "none":
-            return cls(Cost.nothing(), Fraction(0))
-        epsilon, delta = float(run.epsilon), float(run.delta)
-        if run.mechanism == "svt-textbook":
-            pure = Fraction(pure_nano_allowed(epsilon, delta, run.releases), NANO)
-            return cls(Cost.pure(pure), pure)
-        share = rho_nano_allowed(epsilon, delta) // run.releases
-        if not run.gate.worth_releases:
-            rho = Fraction(share, NANO)
-            return cls(Cost.zcdp(rho), rho)
-        asking = share * run.gate.worth_share  # rho; an epsilon costs epsilon^2 / 2
-        rho = Fraction(share - math.ceil(asking), NANO)
-        return cls(Cost.zcdp(max(rho, Fraction(0))), rho, math.isqrt(2 * math.floor(asking) * NANO))
-
-    @property
-    def is_enough(self) -> bool:
-        """Whether the share is not below the smallest amounts that can be paid."""
-        return self.amount >= Fraction(10, NANO)
-
-    @property
-    def together(self) -> Cost:
-        """A bound on the whole cost of one release."""
-        if not self.worth_nano:
-            return self.cost
-        worth = Cost.pure(Fraction(self.worth_nano, NANO))
-        return Cost.zcdp(Fraction(self.cost.rho_nano + worth.rho_nano, NANO))
+        return cls.of_budget(
+            run.mechanism,
+            epsilon=float(run.epsilon),
+            delta=float(run.delta),
+            releases=run.releases,
+            asking=run.gate.worth_share if run.gate.worth_releases else Fraction(0),
+        )
 
 
 def unit_of(run: Run) -> Unit:
@@ -89,7 +58,7 @@ def contributions_of(run: Run, samples: int) -> int:
         run: The run.
         samples: The hospital's number of patients in the roster.
     """
-    return -(-samples // run.gate.patients_per_row) if run.unit == "patient" else 1
+    return contributions(unit_of(run), samples)
 
 
 def plan_for(run: Run, samples: int, *, seed: bytes, threshold: int | None = None) -> Mechanism:
@@ -115,18 +84,18 @@ def plan_for(run: Run, samples: int, *, seed: bytes, threshold: int | None = Non
             shuffle_seed=seed,
             fraction=max(run.top_fraction, least),
         )
-    clip, more = _clip(run), _more(run, threshold)
-    clip_bits = min(_CLIP_BITS, _SUM_BITS - contributions_of(run, samples).bit_length())
+    reach, size = run.gate.block_reach, run.num_parameters
+    clip = clip_of_one(run.mechanism, run.clip, block_reach=reach, num_parameters=size)
     return make_plan(
         cast(MechanismName, run.mechanism),
-        num_parameters=run.num_parameters,
+        num_parameters=size,
         clip=clip,
-        bits=max(0, math.floor(math.log2(2**clip_bits / clip))),
+        bits=grid_bits(clip, contributions_of(run, samples)),
         budget=Budgeted.of(run).amount,
         shuffle_seed=seed,
         fraction=run.top_fraction if run.mechanism == "gaussian" else 1,
         unit=unit_of(run),
-        **more,
+        **_more(run, threshold),
     )
 
 
@@ -136,14 +105,6 @@ def worth_plan(run: Run) -> WorthPlan | None:
     if not worth_nano:
         return None
     return WorthPlan(epsilon=Fraction(worth_nano, NANO), ratio=run.gate.worth_ratio)
-
-
-def _clip(run: Run) -> Fraction:
-    """The clip of one contribution; in the textbook form of each of its numbers."""
-    if run.mechanism != "svt-textbook":
-        return run.clip
-    even = Fraction(math.isqrt(run.num_parameters * NANO**2), NANO)  # a root, to 1e-9
-    return min(run.clip, run.clip * run.gate.block_reach / even)
 
 
 def _more(run: Run, threshold: int | None) -> dict[str, Any]:
