@@ -104,14 +104,15 @@ def decide(u: int, bits: int, bracket: Bracket, stream: RandomWords) -> bool:
         bits += 64
 
 
-def bernoulli(stream: RandomWords, count: int, bracket: Bracket) -> NDArray[np.bool_]:
-    """Return `count` independent Bernoulli(p), one p for all; 16 bits decide nearly every one."""
+def bernoulli(stream: RandomWords, count: int, bracket: Bracket) -> NDArray[np.intp]:
+    """Return which of `count` independent trials of one small probability succeed, increasing."""
     low, high = bracket(16)
     u_N = stream.octets(2 * count).view(np.uint16)
-    hit_N = u_N < low
-    for i in np.flatnonzero((u_N >= low) & (u_N < high)):
-        hit_N[i] = decide(int(u_N[i]), 16, bracket, stream)
-    return hit_N
+    hit_K = np.flatnonzero(u_N < high)
+    u_K = u_N[hit_K]
+    open_ = np.flatnonzero(u_K >= low).tolist()
+    missed = [i for i in open_ if not decide(int(u_K[i]), 16, bracket, stream)]
+    return np.delete(hit_K, missed) if missed else hit_K
 
 
 def bernoulli_exp(

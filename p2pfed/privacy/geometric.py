@@ -148,10 +148,12 @@ def one_sided_geometric(stream: RandomWords, count: int, scale: Fraction) -> NDA
 def _fill_geometric(stream: RandomWords, value_N: NDArray[np.int64], scale: Fraction) -> None:
     step = 1
     for digit in _digits(scale):
-        value_N *= digit.size
+        if step > 1:
+            value_N *= digit.size
         value_N += digit.draw(stream, value_N.size)
         step *= digit.size
     survives = partial(exp_bracket, step / scale)
-    alive = np.arange(value_N.size)
-    while (alive := alive[bernoulli(stream, alive.size, survives)]).size:
+    alive = bernoulli(stream, value_N.size, survives)
+    while alive.size:
         value_N[alive] += step
+        alive = alive[bernoulli(stream, alive.size, survives)]

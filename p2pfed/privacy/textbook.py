@@ -116,23 +116,31 @@ class TextbookPlan:
     def draw(
         self,
         total_D: Grid,
-        contributions: Contributions,  # noqa: ARG002 - of the protocol; read once only
+        contributions: Contributions,
         noise: NoiseSource,
     ) -> Release:
         """Choose coordinates and noise their sums; see `Mechanism.draw`."""
-        chosen_K = self.select(total_D, noise)
+        largest = contributions.num_patients * self.limit  # public: no sum is beyond
+        chosen_K = self.select(total_D, noise, largest=largest)
         draw = partial(noise.laplace, scale=self.scales[2])
         return Release(chosen_K, add_noise(total_D[chosen_K], draw))
 
-    def select(self, total_D: Grid, noise: NoiseSource) -> NDArray[np.int32]:
+    def select(
+        self, total_D: Grid, noise: NoiseSource, *, largest: int | None = None
+    ) -> NDArray[np.int32]:
         """Choose at most `cutoff` coordinates: (e1 + e2)-private.
+
+        Args:
+            total_D: (D,) what `total` returned.
+            noise: Fresh noise.
+            largest: No |s_i| is beyond it; where it is not known the sums are searched.
 
         Returns:
             (K,) increasing.
         """
         l1, l2, _ = self.scales
         threshold = self.threshold + int(noise.geometric(1, l1)[0])
-        found = noise.successes(_trials(total_D, threshold, l2))
+        found = noise.successes(_trials(total_D, threshold, l2, largest))
         if found.size <= self.cutoff:
             return found
         refused = noise.subset(found.size, found.size - self.cutoff)
@@ -154,7 +162,7 @@ class TextbookPlan:
         )
 
 
-def _trials(total_D: Grid, threshold: int, scale: Fraction) -> Trials:
+def _trials(total_D: Grid, threshold: int, scale: Fraction, largest: int | None) -> Trials:
     """Coordinate i is accepted with probability exp(-max(0, threshold - |s_i|) / scale).
 
     Sums so large that their probability is more than 1/256 above that of zero are told apart.
@@ -163,7 +171,8 @@ def _trials(total_D: Grid, threshold: int, scale: Fraction) -> Trials:
     zeros = math.exp(-min(threshold * inverse, 600.0))
     small = min(threshold, math.floor(scale * Fraction(math.log1p(1 / (256 * zeros)))))
     outside = [np.empty(0, np.intp)]
-    for start in range(0, total_D.size, _CHUNK):
+    everywhere = total_D.size if largest is None or largest > small else 0
+    for start in range(0, everywhere, _CHUNK):
         part = total_D[start : start + _CHUNK]
         if part.max() > small or part.min() < -small:
             outside.append(np.flatnonzero((part > small) | (part < -small)) + start)
