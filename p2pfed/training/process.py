@@ -35,7 +35,7 @@ from typing import Any, assert_never
 import torch
 
 from p2pfed.config import Settings, load_settings
-from p2pfed.errors import ConfigError, P2PFedError
+from p2pfed.errors import ConfigError, P2PFedError, PrivacyError
 from p2pfed.identity.run import Run
 from p2pfed.privacy.ledger import Ledger
 from p2pfed.training.local import evaluate
@@ -238,14 +238,13 @@ class _Trainer:
         started = time.monotonic()
         view, mean = read_view(request.view, self.hospital.num_parameters)
         loaded = time.monotonic()
-        result = self.hospital.run_round(
-            run,
-            request.round,
-            view,
-            samples=request.whole("samples"),
-            scale=request.scale,
-            mean=mean,
-        )
+        facts: Message = {"samples": request.whole("samples"), "scale": request.scale, "mean": mean}
+        try:
+            result = self.hospital.run_round(run, request.round, view, **facts)
+        except PrivacyError:  # the ledger's own words
+            raise
+        except P2PFedError as error:  # a task's words are its own, whatever type it gives them
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
         answer = self._told(run, request.round, result)
         split = {"load": loaded - started, "train_and_release": time.monotonic() - loaded}
         with self.record.lock:

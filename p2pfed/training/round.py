@@ -90,8 +90,9 @@ class Exhausted:
 class Skipped:
     """This round cannot be trained, and the reason is not a matter of policy.
 
-    Under a privacy mechanism it follows from public facts alone, for it is seen and not paid for;
-    or it is the answer of a worth gate, which is.
+    Under a privacy mechanism it follows from public facts alone, for it is seen and not paid for
+    (the number of patients, which the neighbouring relation holds public, is one: far more than
+    the roster says do not fit the grid); or it is the answer of a worth gate, which is paid for.
     """
 
     reason: str
