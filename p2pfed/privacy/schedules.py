@@ -22,6 +22,7 @@ Not here: scales and costs (`svt`), the samplers (`noise`).
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -35,6 +36,7 @@ from p2pfed.privacy.noise import NoiseSource, Trials
 __all__ = ["Candidates", "candidates", "public_positions", "segmented", "sequential"]
 
 _CHUNK = 1 << 16  # numbers of the update that are read at a time
+_AT_ONCE = 1 << 12
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,11 +45,12 @@ class Candidates:
 
     Attributes:
         blocks: (C,) int32, increasing.
-        excess: (C,) int64, by how much the noisy query exceeds the public threshold.
+        excess: (C,) int32, or int64 where needed: by how much the noisy query exceeds the public
+            threshold.
     """
 
     blocks: NDArray[np.int32]
-    excess: NDArray[np.int64]
+    excess: NDArray[Any]
 
 
 def candidates(
@@ -68,21 +71,21 @@ def candidates(
         noise: Fresh noise.
     """
     found: list[NDArray[np.int32]] = []
-    above: list[NDArray[np.int64]] = []
+    above: list[NDArray[Any]] = []
     for start, query_B in _queries(total_D, block_size):
         hits = noise.successes(_trials(np.maximum(threshold - query_B, 0), scale))
         found.append(hits + np.int32(start))
-        above.append(np.maximum(query_B[hits] - threshold, 0))
-    blocks = np.concatenate(found)
-    excess = np.concatenate(above)
-    excess += noise.geometric(excess.size, scale)
-    return Candidates(blocks, excess)
+        excess = np.maximum(query_B[hits] - threshold, 0)
+        excess += noise.geometric(excess.size, scale)
+        fits = excess.max(initial=0) < 1 << 31
+        above.append(excess.astype(np.int32) if fits else excess)
+    return Candidates(np.concatenate(found), np.concatenate(above))
 
 
 def segmented(
     found: Candidates,
     *,
-    position_C: NDArray[np.int64],
+    position_C: NDArray[np.int32],
     segment_blocks: int,
     scale: Fraction,
     noise: NoiseSource,
@@ -110,7 +113,7 @@ def segmented(
 def sequential(
     found: Candidates,
     *,
-    position_C: NDArray[np.int64],
+    position_C: NDArray[np.int32],
     cutoff: int,
     scale: Fraction,
     noise: NoiseSource,
@@ -128,10 +131,10 @@ def sequential(
         Blocks, increasing.
     """
     order = np.argsort(position_C)
-    fresh = iter(noise.geometric(min(cutoff, order.size), scale).tolist())
-    accepted = []
+    fresh = _numbers(noise.geometric(min(cutoff, order.size), scale))
+    accepted = array("i")
     threshold = next(fresh, None)
-    for place, excess in enumerate(found.excess[order].tolist()):
+    for place, excess in enumerate(_numbers(found.excess, order)):
         if threshold is None:
             break
         if excess >= threshold:
@@ -140,7 +143,14 @@ def sequential(
     return np.sort(found.blocks[order[accepted]])
 
 
-def public_positions(seed: bytes, blocks: NDArray[Any], count: int) -> NDArray[np.int64]:
+def _numbers(values: NDArray[np.int64], order: NDArray[np.intp] | None = None) -> Iterator[int]:
+    """Yield the values as Python's numbers, a few at a time: these take much memory."""
+    for start in range(0, values.size, _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        yield from (values[part] if order is None else values[order[part]]).tolist()
+
+
+def public_positions(seed: bytes, blocks: NDArray[Any], count: int) -> NDArray[np.int32]:
     """Return the places of blocks in a public order of `count` blocks, new for each seed.
 
     The guarantees hold for every order. This one multiplies, adds and folds the high bits onto the
@@ -157,18 +167,24 @@ def public_positions(seed: bytes, blocks: NDArray[Any], count: int) -> NDArray[n
     digest = hashlib.blake2b(seed, digest_size=32, person=b"p2pfed-shuffle").digest()
     words = np.frombuffer(digest, "<u4").astype(np.uint64)
     bits = max(1, (count - 1).bit_length())
+    place_C = np.empty(blocks.size, np.int32)
+    for start in range(0, blocks.size, _CHUNK):
+        place = blocks[start : start + _CHUNK].astype(np.uint64)
+        again = np.arange(place.size)
+        while again.size:
+            place[again] = _mixed(place[again], words, bits)
+            again = again[place[again] >= count]
+        place_C[start : start + _CHUNK] = place
+    return place_C
+
+
+def _mixed(place: NDArray[np.uint64], words: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
+    """Return a permutation of the numbers below 2^bits, bits at most 31."""
     mask, fold = np.uint64((1 << bits) - 1), np.uint64(-(-bits // 2))
-
-    def mixed(place: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        for odd, plus in zip(words[:4] | np.uint64(1), words[4:], strict=True):
-            place = (place * odd + plus) & mask  # below 2^31 times below 2^32
-            place ^= place >> fold
-        return place
-
-    place = mixed(blocks.astype(np.uint64))
-    while (out := np.flatnonzero(place >= count)).size:
-        place[out] = mixed(place[out])
-    return place.astype(np.int64)
+    for odd, plus in zip(words[:4] | np.uint64(1), words[4:], strict=True):
+        place = (place * odd + plus) & mask  # below 2^31 times below 2^32
+        place ^= place >> fold
+    return place
 
 
 def _queries(total_D: NDArray[Any], block_size: int) -> Iterator[tuple[int, NDArray[np.int64]]]:

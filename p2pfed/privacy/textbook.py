@@ -104,9 +104,10 @@ class TextbookPlan:
 
     @property
     def threshold(self) -> int:
-        """Public: a coordinate of zeros passes with probability about c / D."""
-        share = math.log(self.num_parameters / self.cutoff)
-        return math.ceil(self.scales[1] * Fraction(share))
+        """Public: with its noise l2 ln(D / c) on average, so a zero passes with about c / D."""
+        l1, l2, _ = self.scales
+        share = Fraction(math.log(self.num_parameters / self.cutoff))
+        return max(0, math.ceil(l2 * share - l1))
 
     def total(self, contributions: Contributions) -> Grid:
         """Validate, clip and sum; see `Mechanism.total`."""

@@ -8,7 +8,7 @@ are taken in turn, and their medians compared. Baselines:
   threshold, at most c = q d random ones of those above, Laplace noise on these. It is asserted to
   take at most twice `numpy-laplace`. Its threshold is l2 ln(d / c) like ours, less l2 ln 2: Laplace
   noise has two sides, and without that it would release half as many. Both release within 10 % of
-  the same number (asserted).
+  the same number on average (asserted).
 
 Ours starts where the filter starts, with the sum of the clipped contributions, and draws exactly:
 `svt-textbook` in pure epsilon, and `svt`, the default, at the threshold that it steers itself to,
@@ -50,7 +50,8 @@ SHARES = (0.1, 0.01, 1e-4)
 PATIENTS = 1000
 EPSILON = Fraction(4)
 RHO = Fraction(1)
-BLOCK = 16
+BLOCK = 32
+DRAWS = 9  # the noise of one threshold alone moves the number by some percent
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -155,9 +156,9 @@ def one_release(
         times,
     )
     assert filtered <= 2 * laplace, f"float-svt took {filtered / laplace:.2f} x numpy-laplace"
-    theirs = float_svt(floats, textbook, rng)[0].size
-    mine = draw(textbook, whole, Many())
-    assert abs(mine - theirs) <= 0.1 * theirs + 30, f"{mine} and {theirs} were released"
+    theirs = np.mean([float_svt(floats, textbook, rng)[0].size for _ in range(DRAWS)])
+    mine = np.mean([draw(textbook, whole, Many()) for _ in range(DRAWS)])
+    assert abs(mine - theirs) <= 0.1 * theirs, f"{mine} and {theirs} were released"
     where = f"d={size:.3g}/q={share:g}".replace("e+0", "e")
     found = [
         Row(
