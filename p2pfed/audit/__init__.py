@@ -1,7 +1,8 @@
 """The audit room: shows on this machine that the gate does what it claims, and how attacks fare.
 
 Read `findings` first: what every check returns. Checks of the gate itself: `enumeration` (the exact
-law of small releases), `samplers` (goodness of fit), `distinguishing` (a test on many releases).
+law of small releases, by `replay` of the installed code over `cases` of neighbours), `samplers`
+(goodness of fit), `distinguishing` (a test on many releases).
 Attacks on real records, `victims`: `membership` (was this patient in?) and `inversion` (what does
 the record look like?).
 
