@@ -22,8 +22,9 @@ import numpy as np
 import pytest
 
 from p2pfed.audit import distinguishing, enumeration, samplers
-from p2pfed.privacy import keystream, noise, svt, units
+from p2pfed.privacy import clipping, keystream, noise, svt
 from p2pfed.privacy.accountant import Budget
+from p2pfed.privacy.clipping import clipped_sum
 from p2pfed.privacy.gate import release_round
 from p2pfed.privacy.gaussian import GaussianPlan
 from p2pfed.privacy.ledger import Ledger, ReleaseKey
@@ -31,7 +32,7 @@ from p2pfed.privacy.mechanism import Release
 from p2pfed.privacy.noise import ExactNoise
 from p2pfed.privacy.svt import SvtPlan
 from p2pfed.privacy.textbook import TextbookPlan
-from p2pfed.privacy.units import PatientRows, Unit, clipped_sum
+from p2pfed.privacy.units import PatientRows, Unit
 from p2pfed.privacy.worth import WORTH, WorthGate, WorthPlan
 
 pytestmark = pytest.mark.slow
@@ -230,7 +231,7 @@ def test_gaussian_noise_that_is_missing_or_of_half_the_scale_is_caught(caught, f
 
 def test_value_noise_that_is_missing_is_caught_by_the_real_draws(caught):
     def values(self, contributions, chosen, source):
-        bound = units.Ball(self.values_limit(chosen.size))
+        bound = clipping.Ball(self.values_limit(chosen.size))
         return Release(
             chosen, clipped_sum(contributions, bound=bound, bits=self.bits, chosen_K=chosen)
         )
@@ -265,7 +266,7 @@ def test_values_that_are_not_clipped_again_are_caught(caught):
     """Cut to C as a whole, while the noise is that of C_A."""
 
     def values(self, contributions, chosen, source):
-        bound = units.Ball(self.limit)
+        bound = clipping.Ball(self.limit)
         total = clipped_sum(contributions, bound=bound, bits=self.bits, chosen_K=chosen)
         return Release(chosen, total + source.gaussian(total.size, self.sigma2(chosen.size)))
 
@@ -294,7 +295,7 @@ def test_a_block_that_is_not_clipped_is_caught(caught):
     """The sequential schedule's noise is that of the block clip; the rows are cut to C alone."""
 
     def total(self, contributions):
-        return clipped_sum(contributions, bound=units.Ball(self.limit), bits=self.bits)
+        return clipped_sum(contributions, bound=clipping.Ball(self.limit), bits=self.bits)
 
     assert caught(enumeration.sequential, SvtPlan, "total", total)
 

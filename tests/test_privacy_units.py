@@ -13,18 +13,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from p2pfed.errors import UpdateRejected
 from p2pfed.identity.rules import Gate
-from p2pfed.privacy.units import (
-    HOSPITAL,
-    PATIENT,
-    Ball,
-    Blocks,
-    Box,
-    PatientRows,
-    Unit,
-    clip_to_grid,
-    clipped_sum,
-    grid_limit,
-)
+from p2pfed.privacy.clipping import Ball, Blocks, Box, clip_to_grid, clipped_sum, grid_limit
+from p2pfed.privacy.units import HOSPITAL, PATIENT, PatientRows, Unit
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 ROWS = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=12), elements=FLOATS)

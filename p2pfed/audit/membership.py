@@ -35,12 +35,13 @@ from numpy.typing import NDArray
 from p2pfed.audit.findings import Finding
 from p2pfed.audit.victims import DELTA, fresh_noise, plan, rho_of
 from p2pfed.privacy.accountant import epsilon_spent
+from p2pfed.privacy.clipping import Ball, clip_to_grid
 from p2pfed.privacy.gaussian import GaussianPlan
 from p2pfed.privacy.mechanism import Mechanism, Release
 from p2pfed.privacy.plain import PlainPlan
 from p2pfed.privacy.schedules import public_positions
 from p2pfed.privacy.svt import SvtPlan
-from p2pfed.privacy.units import Ball, PatientRows, clip_to_grid
+from p2pfed.privacy.units import PatientRows
 
 __all__ = ["Game", "finding", "most_exposed", "play", "play_all", "upper_bound"]
 

@@ -3,7 +3,7 @@
 Each is a frozen value with defaults that need no thought, read and written as one JSON object. What
 the rules mean is told where they are carried out: `gossip/outer.py`, `gossip/robust.py`,
 `gossip/weights.py`, `gossip/rounds.py`, `gossip/pairwise.py`, `wire/payload.py`,
-`training/local.py`, `privacy/units.py`, `privacy/svt.py`, `privacy/worth.py`.
+`training/local.py`, and `units.py`, `clipping.py`, `svt.py` and `worth.py` in `privacy/`.
 
 Invariant: what `read` returns is within bounds; rules that contradict each other, or the run's
 mechanism, are refused by `Run`.

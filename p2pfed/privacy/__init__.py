@@ -2,7 +2,7 @@
 
 Read `gate` first: it is the one entry the trainer calls. Then
 
-* `units` (who is protected, and clipping);
+* `units` (who is protected) and `clipping`;
 * `mechanism` (what one is) and `mechanisms` (by name): `svt` on `schedules`, `gaussian`,
   `textbook`, `plain`; `worth` asks whether a round is worth its budget;
 * `noise` on `bernoulli`, `geometric` and `keystream`: the only randomness;

@@ -19,6 +19,7 @@ from functools import partial
 import numpy as np
 
 from p2pfed.privacy.accountant import NANO, Cost
+from p2pfed.privacy.clipping import Ball, clipped_sum, grid_limit
 from p2pfed.privacy.mechanism import (
     Grid,
     Outlook,
@@ -29,7 +30,7 @@ from p2pfed.privacy.mechanism import (
     check_width,
 )
 from p2pfed.privacy.noise import NoiseSource
-from p2pfed.privacy.units import PATIENT, Ball, Contributions, Unit, clipped_sum, grid_limit
+from p2pfed.privacy.units import PATIENT, Contributions, Unit
 
 __all__ = ["GaussianPlan", "top_k"]
 

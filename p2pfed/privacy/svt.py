@@ -69,19 +69,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pfed.privacy.accountant import NANO, Cost
+from p2pfed.privacy.clipping import Ball, Blocks, Bound, clipped_sum, grid_limit
 from p2pfed.privacy.mechanism import Grid, Outlook, Release, add_noise, check_shape, check_width
 from p2pfed.privacy.noise import NoiseSource
 from p2pfed.privacy.schedules import candidates, public_positions, segmented, sequential
-from p2pfed.privacy.units import (
-    PATIENT,
-    Ball,
-    Blocks,
-    Bound,
-    Contributions,
-    Unit,
-    clipped_sum,
-    grid_limit,
-)
+from p2pfed.privacy.units import PATIENT, Contributions, Unit
 
 __all__ = ["SCHEDULES", "Schedule", "SvtPlan", "next_threshold", "select"]
 

@@ -31,9 +31,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pfed.privacy.accountant import NANO, Cost
+from p2pfed.privacy.clipping import Box, clipped_sum, grid_limit
 from p2pfed.privacy.mechanism import Grid, Outlook, Release, add_noise, check_shape, check_width
 from p2pfed.privacy.noise import NoiseSource, Trials
-from p2pfed.privacy.units import PATIENT, Box, Contributions, Unit, clipped_sum, grid_limit
+from p2pfed.privacy.units import PATIENT, Contributions, Unit
 
 __all__ = ["TextbookPlan"]
 

@@ -14,7 +14,7 @@ costs no budget, that no patient is an exception. (Rows are floats: where a pati
 records changes, the others are computed in another batch shape and may differ in the last bit
 before they are clipped and rounded.)
 
-Not here: clipping, rounding and summing (privacy.units), ordinary training (`local`).
+Not here: clipping, rounding and summing (privacy.clipping), ordinary training (`local`).
 """
 
 from __future__ import annotations
