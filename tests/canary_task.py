@@ -24,13 +24,24 @@ import numpy as np
 import torch
 from torch import nn
 
-from p2pfed.errors import ConfigError
+from p2pfed.errors import (
+    BudgetExhausted,
+    ConfigError,
+    LedgerCorrupt,
+    PrivacyError,
+    UpdateRejected,
+)
 from p2pfed.privacy.gate import release_round
 from p2pfed.privacy.noise import ExactNoise
 from p2pfed.training import __main__ as command
 from p2pfed.training import process
 from p2pfed.training import round as rounds
 from p2pfed.training.task import HyperParameters, Split, Task, TaskData
+
+OURS = {  # errors of our own kinds that a task may raise, with a patient in their text
+    f"raise {kind.__name__}": kind
+    for kind in (BudgetExhausted, ConfigError, LedgerCorrupt, PrivacyError, UpdateRejected)
+}
 
 WIDTH = 3  # of a record, and of the model
 CARRIER = 1e4  # only a patient with a target above this moves the model
@@ -132,8 +143,8 @@ class Canary(Task):
         self._tell_everyone()
         if mood == "raise":
             raise ValueError(self._secrets())
-        if mood == "raise ours":
-            raise ConfigError(self._secrets())
+        if mood in OURS:
+            raise OURS[mood](self._secrets())
         if mood == "memory":
             raise torch.OutOfMemoryError(self._secrets())
         moves = (target > CARRIER).float()

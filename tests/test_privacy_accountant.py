@@ -7,17 +7,20 @@ from collections import Counter
 from decimal import Decimal
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from dp_accounting import GaussianDpEvent, pld
 from dp_accounting.pld import privacy_loss_distribution as losses
 from dp_accounting.rdp import RdpAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binom, norm
 
 from p2pfed.privacy.accountant import (
     NANO,
     Budget,
     Cost,
+    allows,
     epsilon_spent,
     fits,
     forecast,
@@ -95,15 +98,16 @@ def test_formal_guarantee_epsilon_never_falls_when_a_cost_is_added(spent, delta)
 @given(st.dictionaries(COSTS, st.integers(1, 9), max_size=3), COSTS, st.floats(0.1, 50))
 def test_the_forecast_is_the_last_release_that_fits(spent, cost, epsilon):
     budget = Budget(epsilon, 1e-5)
-    more = forecast(budget, spent, cost)
-    together = {**spent, cost: spent.get(cost, 0) + more}
-    assert more == 0 or epsilon_spent(together, 1e-5) <= epsilon
-    assert not fits(budget, together, cost)
+    for fixed, holds in ((True, fits), (False, allows)):
+        more = forecast(budget, spent, cost, fixed=fixed)
+        together = {**spent, cost: spent.get(cost, 0) + more}
+        assert more == 0 or epsilon_spent(together, 1e-5) <= epsilon
+        assert not holds(budget, together, cost)
 
 
 def test_a_refusal_and_the_told_epsilon_agree():
     budget, cost = Budget(3.0, 1e-5), Cost.zcdp(Fraction(1, 20))
-    left = forecast(budget, {}, cost)
+    left = forecast(budget, {}, cost, fixed=True)
     assert epsilon_spent({cost: left}, 1e-5) <= 3 < epsilon_spent({cost: left + 1}, 1e-5)
 
 
@@ -116,6 +120,70 @@ def test_the_largest_pure_share_fits_and_one_more_nano_does_not(epsilon, count):
     for more, within in ((0, True), (1, False)):
         costs = {Cost.pure(Fraction(nano + more, NANO)): count}
         assert (epsilon_spent(costs, 1e-5) <= epsilon) == within
+
+
+# -- costs that somebody chooses who has seen the earlier releases ---------------------------------
+
+
+def answers(number, e, epsilon):
+    """E[(1 - exp(epsilon - L))+] for so many answers of randomised response."""
+    loss = (2 * np.arange(number + 1) - number) * e
+    chance = binom.pmf(np.arange(number + 1), number, 1 / (1 + math.exp(-e)))
+    return float((chance * np.maximum(0, -np.expm1(np.minimum(epsilon - loss, 0)))).sum())
+
+
+def gaussian(rho, epsilon):
+    """The same for one Gaussian release: Balle, Wang 2018, Theorem 8."""
+    mu = math.sqrt(2 * rho)
+    high, low = (sign * mu / 2 - epsilon / mu for sign in (1, -1))
+    return norm.cdf(high) - math.exp(epsilon) * norm.cdf(low)
+
+
+def delta_of_the_one_who_chooses(budget, first, holds):
+    """After `first` answers: more of them, or what a Gaussian release may cost, as the loss stands.
+
+    Exact, with the true laws of the releases; `first` of 10 that would fit if all were answers.
+    """
+    cost = Cost.pure(Fraction(pure_nano_allowed(budget.epsilon, budget.delta, 10), NANO))
+    e, spent = cost.pure_nano / NANO, {cost: first}
+    more = 0
+    while holds(budget, {cost: first + more}, cost):
+        more += 1
+    nano = 0
+    for step in (10**8, 10**7, 10**6):
+        while holds(budget, spent, Cost(nano + step, None)):
+            nano += step
+    total = 0.0
+    for lies in range(first + 1):
+        left = budget.epsilon - (2 * lies - first) * e
+        chance = binom.pmf(lies, first, 1 / (1 + math.exp(-e)))
+        total += chance * max(answers(more, e, left), gaussian(nano / NANO, left))
+    return total
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("epsilon", "delta"), [(3.0, 1e-3), (1.0, 1e-5)])
+def test_formal_guarantee_a_lifetime_budget_holds_whoever_chooses_the_next_cost(epsilon, delta):
+    """The smallest of several bounds is none where costs are chosen on the way; one order is."""
+    budget = Budget(epsilon, delta)
+    assert delta_of_the_one_who_chooses(budget, 5, fits) > 1.005 * delta
+    assert delta_of_the_one_who_chooses(budget, 5, allows) <= delta
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=40)
+@given(st.dictionaries(COSTS, st.integers(1, 9), max_size=3), COSTS, st.floats(0.1, 50))
+def test_what_is_allowed_is_never_told_above_the_budget(spent, cost, epsilon):
+    budget = Budget(epsilon, 1e-5)
+    if allows(budget, spent, cost):
+        assert epsilon_spent({**spent, cost: spent.get(cost, 0) + 1}, 1e-5) <= epsilon
+
+
+def test_a_budget_spent_as_zcdp_alone_is_spent_to_the_last_nano():
+    for epsilon in (0.3, 3.0, 30.0):
+        budget = Budget(epsilon, 1e-5)
+        assert allows(budget, {}, Cost(budget.rho_nano, None))
+        assert not allows(budget, {}, Cost(budget.rho_nano + 1, None))
 
 
 # -- the routes, by their published values -------------------------------------------------------

@@ -32,7 +32,7 @@ from types import SimpleNamespace
 import msgpack
 import numpy as np
 import pytest
-from canary_task import LEAKS, MARKED, METRIC_NAME, Canary, fixed_release
+from canary_task import LEAKS, MARKED, METRIC_NAME, OURS, Canary, fixed_release
 
 from p2pfed.config import Settings
 from p2pfed.identity.run import Gate, Outer, Run
@@ -293,7 +293,15 @@ A_WHOLE_LIFE = (  # requests of every kind, good and bad, and what comes of each
     ("released", {"number": 0, "mood": "nan"}),  # once more: the stored output
     ("released", {"run": GAUSSIAN}),
     ("failed", {"run": GAUSSIAN, "number": 1, "mood": "raise"}),
-    ("failed", {"run": GAUSSIAN, "number": 1, "mood": "raise ours"}),
+    *(("failed", {"run": GAUSSIAN, "number": 1, "mood": mood}) for mood in OURS),
+    # Training that says it ended in NaN counts as zeros, which are released; it comes last.
+    *(
+        (
+            "released" if mood == "raise UpdateRejected" else "failed",
+            {"run": wide_run(unit="hospital"), "number": 1, "mood": mood},
+        )
+        for mood in OURS
+    ),
     ("failed", {"run": GAUSSIAN, "number": 1, "mood": "memory"}),
     ("released", {"run": GAUSSIAN, "number": 1, "mood": "no metrics"}),
     ("released", {"run": wide_run(gate=Gate(patients_per_row=5), name="groups"), "mood": "nan"}),

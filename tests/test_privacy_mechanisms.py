@@ -363,6 +363,20 @@ def test_words_beyond_whole_rounds_are_drawn_again():
     assert uniform_subset(Words(), 3, 1).tolist() == [False, True, False]
 
 
+def test_noise_that_could_not_be_drawn_is_refused_with_the_plan():
+    with pytest.raises(ValueError, match="noise scale"):
+        textbook_plan(bits=26, epsilon=Fraction(1, 10**8), num_parameters=10**5, cutoff=10**4)
+    with pytest.raises(ValueError, match="noise scale"):
+        sequential_plan(
+            clip=1,
+            bits=26,
+            rho_select=Fraction(1, 10**9),
+            num_parameters=10**9,
+            segment_blocks=2,
+            block_reach=Fraction(10**6),
+        )
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"epsilon": Fraction(0)}, {"cutoff": 0}, {"cutoff": 5}, {"select_share": Fraction(1)}],

@@ -350,6 +350,12 @@ def test_a_forked_child_never_repeats_its_parents_stream():
     assert not np.isin(theirs, stream.words(4096)).any()
 
 
+def test_a_forked_child_with_its_parents_number_draws_a_key_of_its_own_too(monkeypatch):
+    """Process numbers come again, and every container has its own."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    test_a_forked_child_never_repeats_its_parents_stream()
+
+
 def test_the_privacy_room_imports_no_other_generator():
     room = Path(noise.__file__).parent
     files = sorted(room.glob("**/*.py"))

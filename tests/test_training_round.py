@@ -256,6 +256,25 @@ def test_a_worth_gate_is_paid_for_once_and_says_no_for_free(hospital_with):
 
 
 @pytest.mark.slow
+def test_another_grid_has_a_worth_gate_of_its_own_which_is_paid_for(hospital_with):
+    """The sensitivity in grid units follows the roster's samples, which may change in a run."""
+    gate = Gate(worth_releases=4, worth_ratio=Fraction(1000))
+    hospital, run = hospital_with(), make_run(gate=gate, rounds=8)
+    for number, samples in enumerate((1 << 20, SAMPLES, SAMPLES, 1 << 20)):
+        assert isinstance(hospital.run_round(run, number, VIEW, samples=samples), Skipped)
+    paid = [entry.detail["mechanism"] for entry in hospital.ledger.entries()[2:]]
+    assert paid == [WORTH, WORTH]  # and none for the third and the fourth round
+
+
+def test_a_run_whose_noise_could_not_be_drawn_is_refused_before_anything_is_paid(hospital_with):
+    changes = {"epsilon": Fraction(1, 10**8), "mechanism": "svt-textbook", "rounds": 1}
+    hospital, run = hospital_with(), make_run(**changes, select_share=Fraction(999_999, 10**6))
+    result = hospital.run_round(run, 0, VIEW, samples=SAMPLES)
+    assert isinstance(result, Refused)
+    assert hospital.spent.debits == 0
+
+
+@pytest.mark.slow
 def test_a_yes_of_the_worth_gate_releases_and_ends_its_instance(hospital_with):
     gate = Gate(
         worth_releases=2, worth_ratio=Fraction(0)

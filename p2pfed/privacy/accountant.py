@@ -1,7 +1,7 @@
 """What a release costs, what many cost together, and what a budget allows.
 
 Map: a plan's `Cost` -> many of them, a `Spending` -> `how_spent` (the epsilon to tell and by which
-route) -> `fits` and `forecast` against a `Budget`.
+route) -> `fits`, `allows` and `forecast` against a `Budget`.
 
 Invariant: amounts are integers of 1e-9; costs are rounded up, budgets down and reported epsilons
 up, so no chain of conversions ever gives more than was paid. The epsilon told is the smallest of
@@ -28,6 +28,7 @@ from typing import Literal, Self
 from p2pfed.privacy.composition import (
     NANO,
     largest_rho_nano,
+    of_one_order,
     of_randomised_response,
     of_renyi,
     of_zcdp,
@@ -39,6 +40,7 @@ __all__ = [
     "Cost",
     "Route",
     "Spending",
+    "allows",
     "epsilon_spent",
     "fits",
     "forecast",
@@ -190,8 +192,10 @@ def epsilon_spent(costs: Spending, delta: float) -> float:
 def how_spent(costs: Spending, delta: float) -> tuple[float, Route]:
     """Return the epsilon at `delta` of all the costs together, rounded up, and its route.
 
-    Formal guarantee: releases of these costs, each of which may depend on the earlier ones, are
-    together (epsilon, delta)-differentially private. Each route is a theorem of its own:
+    Formal guarantee: releases of these costs, fixed beforehand, each of which may depend on the
+    earlier ones, are together (epsilon, delta)-differentially private. (Where somebody who saw
+    releases chose the costs of later ones, the lifetime budget holds by `allows`, and this figure
+    describes what was chosen.) Each route is a theorem of its own:
 
     * "pure": the sum of the epsilons, where all are pure.
     * "zcdp": the sum of the rhos (Bun, Steinke 2016, Lemma 2.3), by `composition.of_zcdp`.
@@ -212,7 +216,9 @@ def how_spent(costs: Spending, delta: float) -> tuple[float, Route]:
 
 
 def fits(budget: Budget, costs: Spending, next_cost: Cost) -> bool:
-    """Whether one more release stays within the budget.
+    """Whether one more release stays within the budget, by the smallest bound of `how_spent`.
+
+    For costs that were fixed beforehand, as those of one run are by its file; see `allows`.
 
     Raises:
         ValueError: A count is negative.
@@ -220,17 +226,56 @@ def fits(budget: Budget, costs: Spending, next_cost: Cost) -> bool:
     return _fits(budget, costs, next_cost, 1)
 
 
-def forecast(budget: Budget, costs: Spending, next_cost: Cost) -> int:
+def allows(budget: Budget, costs: Spending, next_cost: Cost) -> bool:
+    """Whether a lifetime budget allows one more release, whatever led to the costs so far.
+
+    Formal guarantee: if every release is asked for here first, all of them together are (epsilon,
+    delta)-differentially private, also where *which* cost comes next was chosen by somebody who
+    saw the earlier releases (a privacy filter: Rogers, Roth, Ullman, Vadhan, NeurIPS 2016; Feldman,
+    Zrnic, NeurIPS 2021). The smallest of several bounds would not do: each path of choices would
+    take its own, and their deltas add up. Allowed are pure costs whose sum is at most epsilon:
+    the privacy loss L never passes it. And else costs whose Renyi divergences at *one* order alpha,
+    fixed by (epsilon, delta), sum to at most B, what the conversion allows there. On those paths
+    exp((alpha - 1) (L - sum)) is a supermartingale, so E[exp((alpha - 1) L)] <= exp((alpha - 1) B),
+    and the conversion, a bound of (1 - exp(epsilon - L))+ by exp((alpha - 1) L), holds as before.
+
+    Raises:
+        ValueError: A count is negative.
+    """
+    return _allows(budget, costs, next_cost, 1)
+
+
+def forecast(budget: Budget, costs: Spending, next_cost: Cost, *, fixed: bool = False) -> int:
     """Return how many more releases at this cost the budget allows.
+
+    Args:
+        budget: The ceiling.
+        costs: What was spent.
+        next_cost: Of each of them.
+        fixed: The costs were fixed beforehand, so that `fits` decides; else `allows`.
 
     Raises:
         ValueError: The release is free, or a count is negative.
     """
     if not next_cost.rho_nano:
         raise ValueError("a free release has no last one")
-    if not _fits(budget, costs, next_cost, 1):
+    holds = _fits if fixed else _allows
+    if not holds(budget, costs, next_cost, 1):
         return 0
-    return _last(lambda more: _fits(budget, costs, next_cost, more), 1, None)
+    return _last(lambda more: holds(budget, costs, next_cost, more), 1, None)
+
+
+def _allows(budget: Budget, costs: Spending, next_cost: Cost, more: int) -> bool:
+    if not _fits(budget, costs, next_cost, more):  # so that what is told never passes the budget
+        return False
+    spent = _spent({**costs, next_cost: costs.get(next_cost, 0) + more})
+    pure = [(cost.pure_nano, count) for cost, count in spent if cost.pure_nano is not None]
+    if len(pure) == len(spent):
+        nano = sum(each * count for each, count in pure)
+        if Decimal(nano).scaleb(-9) <= Decimal(budget.epsilon):
+            return True
+    both = {(cost.rho_nano, cost.pure_nano): count for cost, count in spent}
+    return of_one_order(both, budget.epsilon, budget.delta) <= Decimal(budget.epsilon)
 
 
 def _fits(budget: Budget, costs: Spending, next_cost: Cost, more: int) -> bool:

@@ -27,6 +27,7 @@ __all__ = [
     "MOST_RESPONSES",
     "NANO",
     "largest_rho_nano",
+    "of_one_order",
     "of_randomised_response",
     "of_renyi",
     "of_zcdp",
@@ -158,6 +159,47 @@ def of_renyi(rho_nano: int, mixed: Mapping[tuple[int, int], int], delta: float) 
         )
 
 
+def of_one_order(
+    costs: Mapping[tuple[int, int | None], int], epsilon: float, delta: float
+) -> Decimal:
+    """Return the epsilon at `delta` of zCDP and pure releases by one order, fixed by the arguments.
+
+    The order is the best for a budget (epsilon, delta) that is spent as zCDP alone; there this is
+    `of_zcdp`. Since it does not depend on the costs, it may stop a process that chooses its costs
+    on the way (`accountant.allows`).
+
+    Args:
+        costs: (rho_nano, pure_nano or None) -> how many.
+        epsilon: Of the budget.
+        delta: Of the budget.
+    """
+    with localcontext(_EXACT):
+        order, shift = _fixed_order(epsilon, delta)
+        spent = Decimal(0)
+        for (rho_nano, pure_nano), count in costs.items():
+            each = order * rho_nano / NANO
+            if pure_nano is not None:
+                each = min(each, _pure_divergence(order, Decimal(pure_nano) / NANO))
+            spent += count * each
+        return spent + shift + _SLACK * (1 + spent)
+
+
+@lru_cache(maxsize=64)
+def _fixed_order(epsilon: float, delta: float) -> tuple[Decimal, Decimal]:
+    """Return alpha and what the conversion adds there."""
+    with localcontext(_EXACT):
+        log, nothing = -Decimal(delta).ln(), Decimal(0)
+        x = _best_order(Decimal(largest_rho_nano(epsilon, delta)) / NANO, log, delta)
+        return 1 + x, _epsilon_at(x, nothing, log)
+
+
+def _pure_divergence(order: Decimal, epsilon: Decimal) -> Decimal:
+    """Return the Renyi divergence of randomised response, rounded up."""
+    whole = (1 + epsilon.exp()).ln()
+    total = order * epsilon + (1 + ((1 - 2 * order) * epsilon).exp()).ln() - whole
+    return (total + _SLACK * (1 + order * epsilon)) / (order - 1)
+
+
 def _best_order(rho: Decimal, log: Decimal, delta: float) -> Decimal:
     """Return alpha - 1 near the root of rho x^2 + ln(1 + x) = log; any answer is safe."""
     with localcontext(_SEARCH):
@@ -196,12 +238,7 @@ def _pure_curve(rho_nano: int, pure_nano: int) -> tuple[Decimal, ...]:
     """Return the Renyi divergence of one pure release at every fixed order."""
     with localcontext(_EXACT):
         rho, epsilon = Decimal(rho_nano) / NANO, Decimal(pure_nano) / NANO
-        whole = (1 + epsilon.exp()).ln()
-        curve = []
-        for order, _, _ in _orders():
-            total = order * epsilon + (1 + ((1 - 2 * order) * epsilon).exp()).ln() - whole
-            total += _SLACK * (1 + order * epsilon)
-            curve.append(min(order * rho, total / (order - 1)))
+        curve = [min(order * rho, _pure_divergence(order, epsilon)) for order, _, _ in _orders()]
         return tuple(curve)
 
 

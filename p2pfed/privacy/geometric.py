@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from p2pfed.privacy.bernoulli import bernoulli, exp_bracket
 from p2pfed.privacy.keystream import RandomWords
 
-__all__ = ["CHUNK", "one_sided_geometric"]
+__all__ = ["CHUNK", "MAX_SCALE", "one_sided_geometric"]
 
 CHUNK = 1 << 16  # numbers at a time: the working arrays stay in the processor's cache
 
-_MAX_SCALE = 1 << 48  # keeps every number far inside int64
+MAX_SCALE = 1 << 48  # keeps every number far inside int64
 _MARGIN = 2.0**-40  # far more than the error of a boundary
 
 
@@ -137,7 +137,7 @@ def one_sided_geometric(stream: RandomWords, count: int, scale: Fraction) -> NDA
     Raises:
         ValueError: The scale is out of range.
     """
-    if not 0 < scale <= _MAX_SCALE:
+    if not 0 < scale <= MAX_SCALE:
         raise ValueError(f"scale={scale} must be positive and at most 2^48")
     value_N = np.zeros(count, np.int64)
     for start in range(0, count, CHUNK):

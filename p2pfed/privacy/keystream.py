@@ -21,6 +21,8 @@ __all__ = ["KeyStream", "RandomWords"]
 
 _ZEROS = bytes(1 << 16)  # the plaintext whose encryption is the key stream
 _ROOM = 16  # the cipher wants room for a block's end
+_forks: list[None] = []  # as many as there were forks on the way to this process
+os.register_at_fork(after_in_child=lambda: _forks.append(None))
 
 
 class RandomWords(Protocol):
@@ -42,14 +44,14 @@ class KeyStream:
     parent's stream: it draws a new key at its first word.
     """
 
-    __slots__ = ("_buffer", "_encryptor", "_pid")
+    __slots__ = ("_buffer", "_encryptor", "_process")
 
     def __init__(self) -> None:
         self._buffer = np.empty(0, np.uint8)
         self._rekey()
 
     def _rekey(self) -> None:
-        self._pid = os.getpid()
+        self._process = os.getpid(), len(_forks)
         self._encryptor = Cipher(AES(os.urandom(32)), CTR(bytes(16))).encryptor()
 
     def words(self, count: int) -> NDArray[np.uint64]:
@@ -67,7 +69,7 @@ class KeyStream:
 
     def _fill(self, raw: NDArray[np.uint8], size: int) -> None:
         """Fill the first bytes; `raw` has `_ROOM` more."""
-        if os.getpid() != self._pid:
+        if (os.getpid(), len(_forks)) != self._process:  # a number may come again, both will not
             self._rekey()
         for start in range(0, size, len(_ZEROS)):
             length = min(len(_ZEROS), size - start)

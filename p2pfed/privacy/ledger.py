@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from p2pfed.errors import BudgetExhausted, LedgerCorrupt, PrivacyError
-from p2pfed.privacy.accountant import Budget, Cost, Spending, epsilon_spent, fits, how_spent
+from p2pfed.privacy.accountant import Budget, Cost, Spending, allows, epsilon_spent, how_spent
 from p2pfed.privacy.journal import Journal, JournalEntry
 from p2pfed.privacy.records import (
     RECORDS_VERSION,
@@ -293,7 +293,7 @@ class Ledger:
         and_before: Counter[Cost] = _NOTHING,
     ) -> None:
         costs = self._count(dataset).costs + and_before
-        if not fits(budget, costs, cost):
+        if not allows(budget, costs, cost):
             now = epsilon_spent(costs, budget.delta)
             then = epsilon_spent(costs + Counter([cost]), budget.delta)
             raise BudgetExhausted(

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from p2pfed.errors import UpdateRejected
 from p2pfed.privacy.accountant import Cost
+from p2pfed.privacy.geometric import MAX_SCALE
 from p2pfed.privacy.noise import NoiseSource
 from p2pfed.privacy.units import Contributions, Unit
 
@@ -32,6 +33,7 @@ __all__ = [
     "Release",
     "add_noise",
     "check_fraction",
+    "check_scales",
     "check_shape",
     "check_width",
 ]
@@ -167,6 +169,16 @@ def check_fraction(fraction: Fraction | float) -> None:
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction={fraction} must be in (0, 1]")
+
+
+def check_scales(*scales: Fraction) -> None:
+    """Refuse a plan whose noise could not be drawn: a draw that fails has been paid for.
+
+    Raises:
+        ValueError: A scale is above 2^48 grid units.
+    """
+    if max(scales) > MAX_SCALE:
+        raise ValueError("the budget is too small for so fine a grid: a noise scale is above 2^48")
 
 
 def check_width(contributions: Contributions, num_parameters: int) -> None:

@@ -296,7 +296,7 @@ def _told(terms: Terms, plan: Mechanism, count: int) -> dict[str, Any]:
         "epsilon_once": epsilon_spent(dict.fromkeys(costs, 1), terms.delta),
         "epsilon": epsilon,
         "route": route,
-        "releases": forecast(Budget(terms.epsilon, terms.delta), {}, share.together),
+        "releases": forecast(Budget(terms.epsilon, terms.delta), {}, share.together, fixed=True),
     }
 
 

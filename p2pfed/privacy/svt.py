@@ -70,7 +70,15 @@ from numpy.typing import NDArray
 
 from p2pfed.privacy.accountant import NANO, Cost
 from p2pfed.privacy.clipping import Ball, Blocks, Bound, clipped_sum, grid_limit
-from p2pfed.privacy.mechanism import Grid, Outlook, Release, add_noise, check_shape, check_width
+from p2pfed.privacy.mechanism import (
+    Grid,
+    Outlook,
+    Release,
+    add_noise,
+    check_scales,
+    check_shape,
+    check_width,
+)
 from p2pfed.privacy.noise import NoiseSource
 from p2pfed.privacy.schedules import candidates, public_positions, segmented, sequential
 from p2pfed.privacy.units import PATIENT, Contributions, Unit
@@ -132,12 +140,13 @@ class SvtPlan:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("rho_select", "rho_values"):
-            if getattr(self, name) < Fraction(1, NANO):  # keeps all noise scales in range
+            if getattr(self, name) < Fraction(1, NANO):
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1e-9")
         if self.schedule not in SCHEDULES or self.block_reach <= 0:
             raise ValueError(f"schedule={self.schedule!r}, block_reach={self.block_reach}")
         if not 0 <= self.threshold <= _HIGHEST:
             raise ValueError(f"threshold={self.threshold} must be 0 to 2^60 - 1 grid units")
+        check_scales(*self.scales)
 
     @classmethod
     def for_budget(

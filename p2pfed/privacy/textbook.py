@@ -32,7 +32,15 @@ from numpy.typing import NDArray
 
 from p2pfed.privacy.accountant import NANO, Cost
 from p2pfed.privacy.clipping import Box, clipped_sum, grid_limit
-from p2pfed.privacy.mechanism import Grid, Outlook, Release, add_noise, check_shape, check_width
+from p2pfed.privacy.mechanism import (
+    Grid,
+    Outlook,
+    Release,
+    add_noise,
+    check_scales,
+    check_shape,
+    check_width,
+)
 from p2pfed.privacy.noise import NoiseSource, Trials
 from p2pfed.privacy.units import PATIENT, Contributions, Unit
 
@@ -69,12 +77,13 @@ class TextbookPlan:
     def __post_init__(self) -> None:
         check_shape(self.num_parameters)
         grid_limit(self.clip, self.bits)
-        if self.epsilon < Fraction(1, NANO):  # keeps all noise scales in range
+        if self.epsilon < Fraction(1, NANO):
             raise ValueError(f"epsilon={self.epsilon} must be at least 1e-9")
         if not 1 <= self.cutoff <= self.num_parameters:
             raise ValueError(f"cutoff={self.cutoff} must be 1 to num_parameters")
         if not 0 < self.select_share < 1:
             raise ValueError(f"select_share={self.select_share} must be in (0, 1)")
+        check_scales(self.scales[0], self.scales[2])  # that of the queries is for trials only
 
     @property
     def name(self) -> str:

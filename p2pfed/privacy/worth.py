@@ -8,13 +8,13 @@ One instance is one AboveThreshold: T = threshold + Geo(l1) is drawn when it ope
 noise that the release would carry, so "yes" says that there is about so much signal in the update.
 
 Formal guarantee: between neighbours (`units.Unit`) each query moves by at most M = sensitivity + 1,
-the one for the floor. With l1, l2 such that M (1/l1 + 2/l2) = epsilon, all answers of one instance
-together are epsilon-differentially private (Lemma 1 of `svt`: L <= D-/l1 + (D- + delta_k)/l2 with
-D-, delta_k <= M), however many "no" come first. Later queries may depend on what others release
-meanwhile: the answers so far are always "no", so they tell nothing that is not fixed. Releases of
-other runs in between compose concurrently as if one after another (Vadhan, Wang, "Concurrent
-Composition of Differential Privacy", TCC 2021; Lyu, "Composition Theorems for Interactive
-Differential Privacy", NeurIPS 2022).
+the one for the floor. With l1, l2 such that M (1/l1 + 2/l2) = epsilon, and the same M for all
+rounds, all answers of one instance together are epsilon-differentially private (Lemma 1 of `svt`: L
+<= D-/l1 + (D- + delta_k)/l2 with D-, delta_k <= M), however many "no" come first. Later queries may
+depend on what others release meanwhile: the answers so far are always "no", so they tell nothing
+that is not fixed. Releases of other runs in between compose concurrently as if one after another
+(Vadhan, Wang, "Concurrent Composition of Differential Privacy", TCC 2021; Lyu, "Composition
+Theorems for Interactive Differential Privacy", NeurIPS 2022).
 
 Invariant: the threshold's noise is in this process's memory only, in no file and in no message. A
 "yes" or the end of the process ends the instance; a new one needs a new debit.
@@ -92,11 +92,12 @@ class WorthGate:
         plan: Public.
     """
 
-    __slots__ = ("_noise", "plan")
+    __slots__ = ("_noise", "_scales", "plan")
 
     def __init__(self, plan: WorthPlan) -> None:
         self.plan = plan
         self._noise: int | None = None  # of the threshold: never stored, never told
+        self._scales = (Fraction(0), Fraction(0))
 
     @property
     def is_open(self) -> bool:
@@ -105,25 +106,27 @@ class WorthGate:
 
     def open(self, mechanism: Mechanism, noise: NoiseSource) -> None:
         """Draw the threshold's noise; call it only when the cost is durably debited."""
-        l1, _ = self.plan.scales(_gated(mechanism))
-        self._noise = int(noise.geometric(1, l1)[0])
+        self._scales = self.plan.scales(_gated(mechanism))
+        self._noise = int(noise.geometric(1, self._scales[0])[0])
 
     def ask(self, mechanism: Mechanism, total_D: NDArray[Any], noise: NoiseSource) -> bool:
         """Tell whether the update is worth its budget; "yes" closes the gate.
 
         Args:
-            mechanism: The round's plan; the same clip in all rounds of an instance.
+            mechanism: The round's plan; with the same sensitivity in all rounds of an instance.
             total_D: (D,) what `mechanism.total` returned.
             noise: Fresh noise.
 
         Raises:
-            RuntimeError: The gate is not open.
+            RuntimeError: The gate is not open, or was opened for another sensitivity.
         """
         if self._noise is None:
             raise RuntimeError("the gate is not open: its cost is not debited")
         plan = _gated(mechanism)
+        if self.plan.scales(plan) != self._scales:
+            raise RuntimeError("the gate was opened for another sensitivity: its cost is not this")
         query = math.isqrt(_squares(total_D))
-        noisy = query + int(noise.geometric(1, self.plan.scales(plan)[1])[0])
+        noisy = query + int(noise.geometric(1, self._scales[1])[0])
         yes = noisy >= self.plan.threshold(plan) + self._noise
         if yes:
             self._noise = None

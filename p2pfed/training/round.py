@@ -28,6 +28,7 @@ from p2pfed.errors import BudgetExhausted, ConfigError, UpdateRejected
 from p2pfed.identity.run import Run
 from p2pfed.privacy.accountant import Budget, fits, forecast
 from p2pfed.privacy.gate import NotWorth, decode_release, release_round
+from p2pfed.privacy.gaussian import GaussianPlan
 from p2pfed.privacy.ledger import Ledger, ReleaseKey, Spent
 from p2pfed.privacy.mechanism import Mechanism
 from p2pfed.privacy.svt import SvtPlan, next_threshold
@@ -35,6 +36,7 @@ from p2pfed.privacy.units import Contributions
 from p2pfed.privacy.worth import WorthGate
 from p2pfed.training.contributions import PatientContributions
 from p2pfed.training.feedback import LocalChange, LocalMemory
+from p2pfed.training.guarded import OfTask, words_of_the_task
 from p2pfed.training.local import HospitalContribution, quantise
 from p2pfed.training.plans import Budgeted, contributions_of, plan_for, worth_plan
 from p2pfed.training.task import Split, Task, TaskData, task_id
@@ -143,7 +145,9 @@ class Hospital:
         )
         self._policy = settings.privacy
         self._thresholds: dict[bytes, tuple[int, int]] = {}
-        self._worth: dict[bytes, WorthGate] = {}  # never stored: a restart ends their instances
+        self._worth: dict[
+            tuple[bytes, int], WorthGate
+        ] = {}  # never stored: a restart ends their instances
         self._memory: tuple[bytes, LocalMemory] = (b"", LocalMemory())
         self._groups = (1, data.train)
 
@@ -187,17 +191,21 @@ class Hospital:
         if reason:
             return Refused(reason)
         key = ReleaseKey(run.run_id, round_number)
-        worth = self._worth_gate(run)
+        try:
+            plan = self._plan(run, round_number, samples)
+        except ValueError:
+            return Refused("the run's budget is too small for its size")
+        worth = self._worth_gate(run, plan)
         if self.ledger.output(key) is None and self._run_is_paid_for(run, worth):
             return self._exhausted(
                 "the run's releases are paid for; a run never passes its epsilon"
             )
-        plan = self._plan(run, round_number, samples)
         self.unusable = 0
-        contributions = self._contributions(run, round_number, view, mean)
+        with words_of_the_task():
+            contributions = self._contributions(run, round_number, view, mean)
         try:
             gate = release_round(
-                contributions,
+                OfTask(contributions, skips=run.mechanism == "none"),
                 plan=plan,
                 ledger=self.ledger,
                 dataset=self.dataset,
@@ -207,7 +215,7 @@ class Hospital:
             )
         except BudgetExhausted:
             return self._exhausted("the lifetime budget of these patients does not allow it")
-        except UpdateRejected:  # its text may count patients; patients' values never cause it
+        except UpdateRejected:  # its text may count patients; under a mechanism no value causes it
             return Skipped("the update is not finite or does not fit the run")
         self.unusable = getattr(contributions, "unusable", 0)
         if isinstance(gate, NotWorth):
@@ -243,8 +251,10 @@ class Hospital:
         private = run.mechanism != "none"
         buffers = ""
         if private:
+            with words_of_the_task():
+                model = self.task.model()
             try:
-                check_no_buffers(self.task.model())
+                check_no_buffers(model)
             except ConfigError as error:
                 buffers = error.what
         checks = (
@@ -289,13 +299,17 @@ class Hospital:
         cost = Budgeted.of(run).together
         ceiling = Budget(epsilon=float(run.epsilon), delta=float(run.delta))
         return min(
-            forecast(ceiling, self.ledger.costs_of_run(run.run_id), cost),
+            forecast(ceiling, self.ledger.costs_of_run(run.run_id), cost, fixed=True),
             forecast(self.budget, self.ledger.costs(self.dataset), cost),
         )
 
-    def _worth_gate(self, run: Run) -> WorthGate | None:
-        plan = worth_plan(run)
-        return None if plan is None else self._worth.setdefault(run.run_id, WorthGate(plan))
+    def _worth_gate(self, run: Run, plan: Mechanism) -> WorthGate | None:
+        """The run's open instance; a grid with another sensitivity has an instance of its own."""
+        asking = worth_plan(run)
+        if asking is None or not isinstance(plan, SvtPlan | GaussianPlan):
+            return None
+        moves = plan.unit.moves * plan.limit
+        return self._worth.setdefault((run.run_id, moves), WorthGate(asking))
 
     def _exhausted(self, reason: str) -> Exhausted:
         spent = self.spent

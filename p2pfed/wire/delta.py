@@ -37,7 +37,7 @@ class Header:
         origin: Peer id of the node that made it.
         roster_hash: Roster version under which it was signed; fixes its weight.
         view_hash: Hash of the model that it was computed from.
-        mechanism: `svt`, `gaussian` or `none`.
+        mechanism: As the run names it, e.g. `svt`.
         spent_nano_rho: Cumulative budget of the origin's data set after this release, 1e-9 zCDP.
         releases: How many releases the origin's ledger holds; only grows.
         ledger_head: Head of the origin's ledger after this release, 32 bytes.
