@@ -342,6 +342,7 @@ def select(plan: SvtPlan, total_D: Grid, noise: NoiseSource) -> NDArray[np.int32
         )
     if plan.block_size == 1:
         return blocks
+    del found, position_C  # before the coordinates, of which there are many more
     within = np.arange(plan.block_size, dtype=np.int32)
     indices = np.add.outer(blocks * np.int32(plan.block_size), within).ravel()
     kept: NDArray[np.int32] = indices[: np.searchsorted(indices, plan.num_parameters)]

@@ -35,12 +35,13 @@ import torch
 from rows import Row, interleaved, parser, show
 from torch import Tensor, nn
 
+from p2pfed.privacy.clipping import Ball, clipped_sum
 from p2pfed.privacy.keystream import KeyStream
 from p2pfed.privacy.mechanism import Mechanism
 from p2pfed.privacy.noise import ExactNoise, discrete_gaussian, discrete_laplace
 from p2pfed.privacy.svt import SvtPlan, next_threshold
 from p2pfed.privacy.textbook import TextbookPlan
-from p2pfed.privacy.units import Ball, Contributions, PatientRows, clipped_sum
+from p2pfed.privacy.units import Contributions, PatientRows
 from p2pfed.training.contributions import PatientContributions
 from p2pfed.training.local import initial_vector
 from p2pfed.training.task import Options, Split, Task, TaskData
