@@ -21,7 +21,7 @@ from p2pfed.demo import federation as module
 from p2pfed.demo.federation import Federation
 from p2pfed.demo.plan import Cast, Hospital
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
 ROUNDS = 12
 
@@ -55,7 +55,7 @@ def demo(out: Path, *more: str) -> subprocess.Popen[str]:
 
 def test_a_short_demo_succeeds_tells_everything_as_json_and_leaves_nothing_running(out):
     process = demo(out, "--json", "--rounds", str(ROUNDS))
-    told, said = process.communicate(timeout=220)
+    told, said = process.communicate(timeout=400)
     assert process.returncode == 0, said
     (line,) = told.splitlines()
     envelope = json.loads(line)

@@ -41,7 +41,7 @@ from p2pfed.identity.signing import ROSTER, RUN, SignedDocument
 from p2pfed.privacy.accountant import Cost, epsilon_spent, rho_nano_allowed
 from p2pfed.privacy.ledger import Ledger
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 HERE = Path(__file__).resolve().parent
 ROUNDS = 160  # the tests before the last one take 70 of them, on a busy machine 100
