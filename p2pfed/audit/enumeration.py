@@ -259,12 +259,6 @@ def _box(size: int) -> list[Vector]:
     return [*_grid((-1, 0, 1), size), (7,) * size, (-7, *(7,) * (size - 1))]
 
 
-def _ball(size: int, reach: int) -> list[Vector]:
-    """Everything in the ball, and some of what is shrunk into it."""
-    inside = [x for x in _grid(range(-reach, reach + 1), size) if sum(v * v for v in x) <= reach**2]
-    return [*inside, (9,) * size, (-9, *(0,) * (size - 1))]
-
-
 # --- programs ----------------------------------------------------------------------------------
 
 
