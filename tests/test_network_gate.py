@@ -214,9 +214,10 @@ def opening(protocol: str, body: bytes = b"") -> bytes:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 async def test_a_stranger_speaking_noise_and_raw_yamux_gets_no_stream_byte(protocol):
     async with node("a") as a, stranger(a) as secure:
-        await secure.write(yamux(1, 1, 1) + yamux(0, 0, 1, opening(protocol, b"\x03ls\n")))
+        streams = [yamux(1, 1, 1) + yamux(0, 0, 1, opening(protocol, b"\x03ls\n"))]
         for other in range(3, 13, 2):
-            await secure.write(yamux(1, 1, other) + yamux(0, 0, other, opening("/p2pfed/blob/1")))
+            streams.append(yamux(1, 1, other) + yamux(0, 0, other, opening("/p2pfed/blob/1")))
+        await secure.write(b"".join(streams))
         assert await data_until_the_end(secure) == 0
         assert a.totals().refused == 1
         await serves_a_member(a)
@@ -376,9 +377,8 @@ async def test_yamux_garbage_from_an_admitted_member_ends_its_link_and_nothing_e
 
 
 async def test_a_member_that_ignores_flow_control_is_cut_before_it_fills_the_memory():
-    limits = Limits(unread_bytes=1 << 20)
     frame = b"PF01\0\0\0\5hello" + hashlib.blake2b(b"hello", digest_size=32).digest()
-    async with node("a", Gate("abx"), limits) as a, stranger(a) as secure:
+    async with node("a", Gate("abx")) as a, stranger(a) as secure:
         # This member never answers our gossip stream, so its first frame is not handed out, and
         # what follows on the stream is not read.
         await secure.write(yamux(1, 1, 1) + yamux(0, 0, 1, opening("/p2pfed/gossip/1", frame)))
@@ -387,9 +387,9 @@ async def test_a_member_that_ignores_flow_control_is_cut_before_it_fills_the_mem
             while True:
                 await secure.write(yamux(0, 0, 1, bytes(60_000)))
                 sent += 60_000
-        assert a.stats(IDS["x"]).bytes_received < 2 << 20
-        assert a.stats(IDS["x"]).breaches == 0
-        assert sent > 1 << 20
+        assert a.stats(IDS["x"]).bytes_received < 1 << 20
+        assert a.stats(IDS["x"]).breaches == 1
+        assert sent >= 240_000  # one window
         await serves_a_member(a)
 
 

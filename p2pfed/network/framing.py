@@ -26,6 +26,8 @@ from p2pfed.errors import PeerUnreachable, RemoteProtocolError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from p2pfed.network.wire import Buffer
+
 __all__ = ["CHUNK", "DIGEST_BYTES", "ByteStream", "deadline", "read_exact", "read_frame"]
 __all__ += ["write_all", "write_frame"]
 
@@ -35,15 +37,16 @@ DIGEST_BYTES = 32
 # line that still counts as progress.
 CHUNK = 256 * 1024
 _HEADER = struct.Struct("!4sI")
+_SHORT = 32 * 1024  # such a frame is written at once
 
 
 class ByteStream(Protocol):
     """What framing needs of a stream; a yamux stream, or memory in a test."""
 
-    async def read(self, n: int) -> bytes:
+    async def read(self, n: int) -> Buffer:
         """Return 1 to ``n`` bytes, or ``b""`` when the peer has ended the stream."""
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: Buffer) -> None:
         """Write all of ``data``."""
 
 
@@ -89,7 +92,7 @@ async def write_all(stream: ByteStream, data: bytes | memoryview, *, stall: floa
     view = memoryview(data)
     for start in range(0, len(view), CHUNK):
         with deadline(stall, "writing"):
-            await stream.write(bytes(view[start : start + CHUNK]))
+            await stream.write(view[start : start + CHUNK])
 
 
 async def write_frame(stream: ByteStream, payload: bytes, *, stall: float) -> None:
@@ -103,9 +106,10 @@ async def write_frame(stream: ByteStream, payload: bytes, *, stall: float) -> No
     Raises:
         PeerUnreachable: The peer took no bytes for ``stall`` seconds, or is gone.
     """
-    await write_all(stream, _HEADER.pack(MAGIC, len(payload)), stall=stall)
-    await write_all(stream, payload, stall=stall)
-    await write_all(stream, _digest(payload), stall=stall)
+    head, digest = _HEADER.pack(MAGIC, len(payload)), _digest(payload)
+    parts = (head + payload + digest,) if len(payload) < _SHORT else (head, payload, digest)
+    for part in parts:
+        await write_all(stream, part, stall=stall)
 
 
 async def read_frame(stream: ByteStream, *, max_bytes: int, stall: float) -> bytes:
@@ -126,7 +130,8 @@ async def read_frame(stream: ByteStream, *, max_bytes: int, stall: float) -> byt
     first = await stream.read(1)
     if not first:
         raise PeerUnreachable("the peer ended the stream")
-    magic, length = _HEADER.unpack(first + await read_exact(stream, _HEADER.size - 1, stall=stall))
+    rest = await read_exact(stream, _HEADER.size - 1, stall=stall)
+    magic, length = _HEADER.unpack(bytes(first) + rest)
     if magic != MAGIC:
         raise RemoteProtocolError("a frame does not begin with the magic bytes")
     if length > max_bytes:

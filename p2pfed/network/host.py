@@ -21,19 +21,18 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 from libp2p.crypto.ed25519 import create_new_key_pair
-from libp2p.crypto.x25519 import create_new_key_pair as create_x25519_key_pair
-from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
-from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
-from libp2p.security.noise.transport import Transport as NoiseTransport
-from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
 from p2pfed.errors import ConfigError, P2PFedError, PeerUnreachable, RemoteProtocolError
 from p2pfed.network import multistream
 from p2pfed.network.framing import deadline, read_frame
-from p2pfed.network.link import Link, Wire
+from p2pfed.network.link import Link
+from p2pfed.network.noise import NOISE, Handshake
+from p2pfed.network.pace import Pace
+from p2pfed.network.wire import TcpWire, Wire
+from p2pfed.network.yamux import YAMUX
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -74,7 +73,8 @@ class Host:
         keys = create_new_key_pair(seed)
         self.peer_id = str(ID.from_pubkey(keys.public_key))
         self.refused = 0  # handshakes that did not become a member's link
-        self._noise = NoiseTransport(keys, noise_privkey=create_x25519_key_pair().private_key)
+        self._handshake = Handshake(keys)
+        self._pace = Pace()
         self._gate = gatekeeper
         self._limits = limits
         self._half_open: dict[Wire, None] = {}
@@ -126,7 +126,7 @@ class Host:
                 tcp = await trio.open_tcp_stream(host, port)
             except OSError as error:
                 raise PeerUnreachable(f"cannot reach {address}", str(error)) from error
-            wire = Wire(tcp, None)
+            wire = TcpWire(tcp)
             try:
                 return await self._upgrade(wire, peer)
             except BaseException:
@@ -145,14 +145,15 @@ class Host:
             if not admitted:
                 self.refused += 1
                 return False
-        self._half_open.pop(link.admit(), None)
+        link.wire.allowance = None
+        self._half_open.pop(link.wire, None)
         return True
 
     async def _receive(
         self, tcp: trio.SocketStream, serve: Callable[[Link], Awaitable[None]]
     ) -> None:
         """Carry one inbound connection from accept to its end."""
-        wire = Wire(tcp, self._limits.stranger_bytes)
+        wire = TcpWire(tcp, self._limits.stranger_bytes)
         self._half_open[wire] = None
         if len(self._half_open) > self._limits.half_open:
             oldest = next(iter(self._half_open))
@@ -172,22 +173,21 @@ class Host:
     async def _upgrade(self, wire: Wire, peer: str | None) -> Link:
         """Make a socket a link: Noise, then yamux; ``peer`` is who we dialled, None inbound."""
         seconds = self._limits.upgrade_seconds
-        raw = RawConnection(wire, peer is not None)
         with deadline(seconds, "shaking hands"):
             try:
                 if peer is None:
-                    await multistream.accept(raw, (NOISE,), stall=seconds)
-                    secure = await self._noise.secure_inbound(raw)
-                    await multistream.accept(secure, (YAMUX,), stall=seconds)
+                    await multistream.accept(wire, (NOISE,), stall=seconds)
+                    channel = await self._handshake.agree(wire, None)
+                    await multistream.accept(channel, (YAMUX,), stall=seconds)
                 else:
-                    await multistream.propose(raw, NOISE, stall=seconds)
-                    secure = await self._noise.secure_outbound(raw, ID.from_base58(peer))
-                    await multistream.propose(secure, YAMUX, stall=seconds)
+                    await multistream.propose(wire, NOISE, stall=seconds)
+                    channel = await self._handshake.agree(wire, peer)
+                    await multistream.propose(channel, YAMUX, stall=seconds)
             except P2PFedError:
                 raise
             except Exception as broken:  # arbitrary bytes make the library raise anything
                 raise RemoteProtocolError(f"the handshake failed: {broken!r}") from broken
-        link = Link(wire, secure, inbound=peer is None, limits=self._limits)
+        link = Link(channel, inbound=peer is None, limits=self._limits, pace=self._pace)
         if link.peer == self.peer_id or (peer is not None and link.peer != peer):
             raise RemoteProtocolError(f"{link.peer} answered in the place of {peer}")
         return link

@@ -31,14 +31,17 @@ class Limits:
     half_open: int = 64  # the oldest makes room, so silent sockets cannot lock a member out
     links: int = 256  # twice the live members of a 64-member committee, both directions
     links_per_peer: int = 3  # two of a simultaneous dial and one restart
-    streams_per_peer: int = 6  # gossip, roster and four blobs
-    # Four streams' largest yamux windows (16 MiB each); the stock muxer sets no bound of its own.
-    unread_bytes: int = 64 * _MIB
+    streams_per_peer: int = 8  # gossip twice, roster, identify and four blobs
+    streams: int = 24  # of one side on one link, circuits that pass through us included
+    # Grows to it while the reader keeps up: 400 Mbit/s at a round-trip time of 80 ms.
+    window: int = 4 * _MIB
+    unread_bytes: int = 16 * _MIB  # all windows of a link; three of 4 MiB and the rest at 256 KiB
     dial_seconds: float = 5.0
     redial_first: float = 0.3  # a restarted daemon is back within a second
     redial_most: float = 5.0
     open_seconds: float = 10.0
     stall_seconds: float = 30.0
-    idle_seconds: float = 60.0  # both ends' yamux pings at least every 40.5 s
+    ping_seconds: float = 5.0
+    idle_seconds: float = 60.0  # a stock peer's yamux pings at least every 40.5 s, and answers ours
     grace_seconds: float = 3.0  # what is under way on a doubled link still arrives
     close_seconds: float = 2.0

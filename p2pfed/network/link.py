@@ -1,194 +1,205 @@
-"""A link: one authenticated connection, its yamux streams, and the guarantee that it can end.
+"""A link: one authenticated connection, its streams, and the guarantee that it can end.
 
-A link is one nursery. Ending it cancels its tasks and closes its socket, neither of which can
-block, and nothing that happens in it leaves it. This is the one module that reaches into
-py-libp2p 0.8.1's internals (yamux's frame writer, stream table and events).
+A link is one nursery. One task reads and one writes, so nobody else's cancellation touches the
+connection: a write that is given up before any of it was sent never was, else its stream is reset.
+Ending a link cancels its tasks and closes its wire, neither of which can block, and nothing that
+happens in it leaves it.
 
-Invariants: every write has a deadline, and a write is never cancelled (half a Noise record would
-ruin the connection): it ends, or its socket is closed. Bytes that nobody reads are bounded, also
-when the peer ignores flow control, which stock yamux only logs. A silent peer is found out.
+Invariants: every batch has a deadline; bytes that nobody reads are bounded (``yamux``); an urgent
+message waits for at most one batch, which is short where the connection is slow; a silent peer is
+found out, and its round-trip time is known.
 
-Source: hashicorp/yamux spec.md.
 Not here: the handshake and who may have a link (``host``), what is said over it (``peers``).
 """
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from typing import TYPE_CHECKING
 
 import trio
-from libp2p.io.exceptions import ConnectionClosedError
-from libp2p.io.trio import TrioTCPStream
-from libp2p.stream_muxer.exceptions import MuxedStreamEOF
-from libp2p.stream_muxer.yamux.yamux import Yamux
 
 from p2pfed.errors import P2PFedError, PeerUnreachable, RemoteProtocolError
 from p2pfed.network import multistream
 from p2pfed.network.framing import deadline
+from p2pfed.network.yamux import Bounds, Muxer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from libp2p.abc import ISecureConn
-    from libp2p.stream_muxer.yamux.yamux import YamuxStream
-
+    from p2pfed.network.flow import Flow
     from p2pfed.network.limits import Limits
+    from p2pfed.network.noise import Channel
+    from p2pfed.network.pace import Pace
+    from p2pfed.network.wire import Buffer
 
-__all__ = ["Link", "Stream", "Wire"]
+__all__ = ["Link", "Stream"]
 
 logger = logging.getLogger(__name__)
 
-
-class Wire(TrioTCPStream):
-    """The socket: counted, bounded before admission, and closed without waiting."""
-
-    def __init__(self, stream: trio.SocketStream, allowance: int | None) -> None:
-        super().__init__(stream)
-        self.allowance = allowance
-        self.unread: Callable[[], int] | None = None
-        self.unread_limit = 0
-        self.sent = 0
-        self.received = 0
-        self.heard_at = trio.current_time()
-
-    async def write(self, data: bytes) -> None:
-        """Write all of ``data``."""
-        await super().write(data)
-        self.sent += len(data)
-
-    async def read(self, n: int | None = None) -> bytes:
-        """Read all ``n`` bytes (the library's own loop gives up after 100 small segments)."""
-        held = bytearray()
-        while not held or (n is not None and len(held) < n):
-            piece = await super().read(None if n is None else n - len(held))
-            if not piece:
-                break
-            held += piece
-            self.received += len(piece)
-            self.heard_at = trio.current_time()
-        if self.allowance is not None and self.received > self.allowance:
-            raise ConnectionClosedError("a stranger sent more than it may")
-        if self.unread is not None and self.unread() > self.unread_limit:
-            raise ConnectionClosedError("the peer ignores flow control")
-        return bytes(held)
-
-    def abort(self) -> None:
-        """Close the socket now; whoever reads or writes is woken."""
-        self.stream.socket.close()
+_RECORDS = 4  # in one write to the socket: 256 KiB
+_SLOW = 0.05  # seconds; a connection that takes longer for a write gets one record at a time
 
 
-class _SteadyYamux(Yamux):
-    """Stock yamux whose every frame is written whole, or ends the connection."""
+class _Bell:
+    """Wakes who waits, and is remembered while nobody does."""
 
-    wire: Wire
-    stall: float
+    def __init__(self) -> None:
+        self._event = trio.Event()
 
-    async def _write_frame(self, data: bytes) -> None:
-        with trio.move_on_after(self.stall) as scope:
-            scope.shield = True
-            await super()._write_frame(data)
-        if scope.cancelled_caught:
-            self.wire.abort()
-            raise ConnectionClosedError(f"no byte was taken for {self.stall:g} s")
+    def ring(self) -> None:
+        self._event.set()
 
-    def end_streams(self) -> None:
-        """Wake whoever still reads or writes; the library does so only after a broken read."""
-        self.event_shutting_down.set()
-        for stream in self.streams.values():
-            stream.closed = stream.send_closed = stream.recv_closed = True
-        for event in self.stream_events.values():
-            event.set()
+    async def wait(self) -> None:
+        await self._event.wait()
+        self._event = trio.Event()
 
 
 class Stream:
-    """One stream of a link; every failure of the library becomes :class:`PeerUnreachable`."""
+    """One stream of a link; one reader and one writer at a time.
 
-    def __init__(self, raw: YamuxStream, link: Link) -> None:
-        self._raw = raw
-        self._link = link
+    Attributes:
+        link: What it is part of.
+    """
 
-    async def read(self, n: int) -> bytes:
-        """Return 1 to ``n`` bytes, or ``b""`` at the end (which proves nothing)."""
+    def __init__(self, flow: Flow, link: Link, muxer: Muxer) -> None:
+        self.link = link
+        self.changed = _Bell()
+        self.drained = _Bell()
+        self._flow = flow
+        self._muxer = muxer
+
+    async def read(self, n: int) -> Buffer:
+        """Return 1 to ``n`` bytes, or ``b""`` once the peer has ended the stream.
+
+        Raises:
+            PeerUnreachable: The stream was reset, or the connection is gone.
+        """
+        flow = self._flow
+        while not flow.held:
+            self._check()
+            if flow.is_finished:
+                return b""
+            await self.changed.wait()
+        taken = self._muxer.take(flow, n)
+        self.link.flush()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return taken
+
+    async def write(self, data: Buffer) -> None:
+        """Write all of ``data``; if that is cancelled half-way, the stream is reset.
+
+        Raises:
+            PeerUnreachable: The stream was reset, or the connection is gone.
+        """
+        self._check()
+        self._muxer.push(self._flow, data)
+        self.link.flush()
         try:
-            return await self._raw.read(n)
-        except MuxedStreamEOF:
-            return b""
-        except Exception as broken:  # the library raises whatever it happens to meet
-            raise PeerUnreachable(f"reading from {self._link.peer} failed") from broken
+            while self._flow.outbox:
+                await self.drained.wait()
+                self._check()
+        finally:
+            self._muxer.withdraw(self._flow)
+            self.link.flush()
 
-    async def write(self, data: bytes) -> None:
-        """Write all of ``data``."""
-        try:
-            await self._raw.write(data)
-        except Exception as broken:  # as above
-            raise PeerUnreachable(f"writing to {self._link.peer} failed") from broken
+    def end(self) -> None:
+        """End our side; what the peer sends can still be read."""
+        self._muxer.end(self._flow)
+        self.link.flush()
 
     async def finish(self, seconds: float) -> None:
         """End our side, wait for the peer's end, and forget the stream."""
         try:
-            await self._raw.close()
+            self.end()
             with trio.move_on_after(seconds):
                 while await self.read(4096):
                     pass
+                while not (self._flow.sent_fin or self._flow.is_reset or self.link.is_over):
+                    await self.drained.wait()
         finally:
             self.discard()
 
-    async def refuse(self) -> None:
-        """Reset the stream before anybody has looked at it."""
-        await self._raw.reset()
-
     def discard(self) -> None:
-        """Reset the stream in the background."""
-        if not self._raw.closed:
-            self._link.spawn(self._raw.reset)
+        """Reset the stream unless it is over; never blocks."""
+        self._muxer.reset(self._flow)
+        self.link.flush()
+
+    def _check(self) -> None:
+        if self._flow.is_reset:
+            raise PeerUnreachable(f"the stream to {self.link.peer} was reset")
+        if self.link.is_over:
+            raise PeerUnreachable(f"the connection to {self.link.peer} ended")
 
 
 class Link:
-    """One authenticated, multiplexed connection; lives while :meth:`run` runs."""
+    """One authenticated, multiplexed connection; lives while :meth:`run` runs.
 
-    def __init__(self, wire: Wire, secure: ISecureConn, *, inbound: bool, limits: Limits) -> None:
-        self.peer = str(secure.get_remote_peer())
+    Attributes:
+        peer: Who is at the other end, base58.
+        inbound: Whether the peer dialled.
+        wire: What it runs over; ``wire.via`` is the relay in between, "" for none.
+        opened_at: When, trio's clock.
+        rtt: Round-trip time of the last ping, seconds; None before the first.
+        carried: Set once the peer has let us open a stream.
+        busy: Streams being served.
+        broke_protocol: Whether that is why it ended.
+        is_over: Nothing can be read or written any more.
+        done: Set then.
+    """
+
+    def __init__(self, channel: Channel, *, inbound: bool, limits: Limits, pace: Pace) -> None:
+        self.peer = channel.peer
         self.inbound = inbound
         self.opened_at = trio.current_time()
-        self.carried = False  # set once the peer has let us open a stream
+        self.rtt: float | None = None
+        self.carried = False
         self.broke_protocol = False
-        self.busy = 0  # streams being served
+        self.busy = 0
+        self.is_over = False
         self.done = trio.Event()
         self._limits = limits
-        self._wire = wire
+        self._channel = channel
+        self.wire = channel.wire
+        self._pace = pace
+        bounds = Bounds(streams=limits.streams, window=limits.window, memory=limits.unread_bytes)
+        self._muxer = Muxer(initiator=not inbound, bounds=bounds)
+        self._arrived: deque[Stream] = deque()
+        self._arrival = _Bell()
+        self._output = _Bell()
+        self._ping = -1  # the number of the last one
+        self._pinged_at: float | None = None  # None once it is answered
         self._nursery: trio.Nursery | None = None
-        self._yamux = _SteadyYamux(secure, secure.get_remote_peer(), is_initiator=not inbound)
-        self._yamux.wire = wire
-        self._yamux.stall = limits.stall_seconds
-        wire.unread = lambda: sum(map(len, self._yamux.stream_buffers.values()))
-        wire.unread_limit = limits.unread_bytes
 
     @property
     def sent(self) -> int:
         """Bytes written to the socket, encryption and handshake included."""
-        return self._wire.sent
+        return self.wire.sent
 
     @property
     def received(self) -> int:
         """Bytes read from the socket, encryption and handshake included."""
-        return self._wire.received
+        return self.wire.received
 
     async def run(self, converse: Callable[[Link], Awaitable[None]]) -> None:
         """Keep the connection up while ``converse`` talks over it; returns when either ends."""
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                nursery.start_soon(self._guarded, self._yamux.start, True)
-                nursery.start_soon(self._guarded, self._watch_silence, True)
+                for task in (self._read, self._write, self._watch):
+                    nursery.start_soon(self._guarded, task, True)
                 try:
-                    await self._yamux.event_started.wait()
                     await self._guarded(lambda: converse(self), True)
                 finally:
                     self.abort()
         finally:
             self._nursery = None
-            self._yamux.end_streams()
+            self.is_over = True
+            self.wire.abort()
+            self._arrival.ring()
+            for flow in self._muxer.flows:
+                _wake(flow)
             self.done.set()
 
     def spawn(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -198,7 +209,7 @@ class Link:
 
     def abort(self) -> None:
         """End the connection now; never blocks, whatever the peer does."""
-        self._wire.abort()
+        self.wire.abort()
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
 
@@ -208,49 +219,103 @@ class Link:
         self.broke_protocol = True
         self.abort()
 
-    def admit(self) -> Wire:
-        """Lift the bound on what a stranger may send; returns the socket it was set on."""
-        self._wire.allowance = None
-        return self._wire
+    def flush(self) -> None:
+        """There may be something to send."""
+        if self._muxer.has_output:
+            self._output.ring()
 
     async def accept(self) -> Stream:
-        """Wait for the peer to open a stream."""
-        try:
-            raw = await self._yamux.accept_stream()
-        except Exception as broken:  # as in Stream.read
-            raise PeerUnreachable(f"the connection to {self.peer} ended") from broken
-        return Stream(raw, self)  # type: ignore[arg-type]  # yamux makes no other streams
+        """Wait for the peer to open a stream.
 
-    async def open(self, protocol: str, *, one_way: bool = False) -> Stream:
+        Raises:
+            PeerUnreachable: The connection ended.
+        """
+        while not self._arrived:
+            if self.is_over:
+                raise PeerUnreachable(f"the connection to {self.peer} ended")
+            await self._arrival.wait()
+        return self._arrived.popleft()
+
+    async def open(self, protocol: str, *, one_way: bool = False, urgent: bool = False) -> Stream:
         """Open a stream and, unless ``one_way``, wait for the peer's consent.
+
+        Args:
+            protocol: What it is for.
+            one_way: Do not wait.
+            urgent: What we write goes before everything else on this connection.
 
         Raises:
             PeerUnreachable: No answer within ``open_seconds``; a peer that does not know us
                 gives none.
             RemoteProtocolError: The peer does not speak ``protocol``.
         """
-        with deadline(self._limits.open_seconds, f"opening {protocol}"):
-            try:
-                raw = await self._yamux.open_stream()
-            except Exception as broken:  # as in Stream.read
-                raise PeerUnreachable(f"no stream to {self.peer}") from broken
-            stream = Stream(raw, self)
-            try:
+        if self.is_over:
+            raise PeerUnreachable(f"the connection to {self.peer} ended")
+        stream = self._stream(self._muxer.open(urgent=urgent))
+        try:
+            with deadline(self._limits.open_seconds, f"opening {protocol}"):
                 if one_way:
                     await multistream.announce(stream, protocol)
                 else:
                     await multistream.propose(stream, protocol, stall=self._limits.open_seconds)
-            except BaseException:
-                stream.discard()
-                raise
+        except BaseException:
+            stream.discard()
+            raise
         return stream
 
-    async def _watch_silence(self) -> None:
-        """End when nothing was heard for ``idle_seconds``; a live peer's yamux pings."""
+    # -- the tasks of the connection -------------------------------------------------------------
+
+    async def _read(self) -> None:
+        while records := await self._channel.receive():
+            for record in records:
+                for flow in self._muxer.receive(record):
+                    _wake(flow)
+                while self._muxer.opened:
+                    self._arrived.append(self._stream(self._muxer.opened.popleft()))
+                    self._arrival.ring()
+            if self._pinged_at is not None and self._muxer.pong == self._ping:
+                self.rtt, self._pinged_at = trio.current_time() - self._pinged_at, None
+            if self._muxer.is_parting:
+                return
+            self.flush()
+
+    async def _write(self) -> None:
+        records = _RECORDS
+        while True:
+            began = trio.current_time()
+            delay = self._pace.delay(began)
+            pieces, drained = self._muxer.batch(records, urgent_only=delay > 0)
+            if not pieces:
+                self._channel.rest()
+                with trio.move_on_after(delay or float("inf")):
+                    await self._output.wait()
+                continue
+            sealed = self._channel.seal(pieces)
+            for flow in drained:
+                flow.owner.drained.ring()
+            self._pace.spend(len(sealed), began)
+            with deadline(self._limits.stall_seconds, "writing"):
+                await self.wire.write(sealed)
+            records = _RECORDS if trio.current_time() - began < _SLOW else 1
+
+    async def _watch(self) -> None:
+        """Ping; end when nothing was heard for ``idle_seconds``."""
         idle = self._limits.idle_seconds
-        while trio.current_time() < self._wire.heard_at + idle:  # noqa: ASYNC110  # re-armed
-            await trio.sleep_until(self._wire.heard_at + idle)
+        while trio.current_time() <= self.wire.heard_at + idle:
+            if self._pinged_at is None:
+                self._pinged_at = trio.current_time()
+                self._ping = (self._ping + 1) % 2**32
+                self._muxer.ping(self._ping)
+                self.flush()
+            now = trio.current_time()
+            await trio.sleep_until(
+                min(now + self._limits.ping_seconds, self.wire.heard_at + idle + 1e-3)
+            )
         raise PeerUnreachable(f"nothing heard from the peer for {idle:g} s")
+
+    def _stream(self, flow: Flow) -> Stream:
+        flow.owner = stream = Stream(flow, self, self._muxer)
+        return stream
 
     async def _guarded(self, work: Callable[[], Awaitable[None]], vital: bool) -> None:
         """Contain a task of this link: whatever it raises ends at most the link, never the node."""
@@ -265,3 +330,9 @@ class Link:
             logger.exception("a task of the link to %s failed", self.peer)
         if vital:
             self.abort()
+
+
+def _wake(flow: Flow) -> None:
+    if flow.owner is not None:
+        flow.owner.changed.ring()
+        flow.owner.drained.ring()

@@ -231,7 +231,7 @@ class PeerNetwork:
         while True:
             stream = await link.accept()
             if link.busy >= self._limits.streams_per_peer:
-                await stream.refuse()
+                stream.discard()
                 continue
             link.busy += 1
             link.spawn(functools.partial(self._serve, session, link, stream))
