@@ -71,10 +71,10 @@ class FakeNetwork:
         await trio.Path(destination).write_bytes(data)
 
     def stats(self, peer: str) -> PeerStats:
-        return PeerStats(0, 0, None, None, 0)
+        return PeerStats(0, 0, None, None, "", None, 0)
 
     def totals(self) -> NetworkTotals:
-        return NetworkTotals(0, 0, 0, 0, 0)
+        return NetworkTotals(0, 0, 0, 0, 0, 0, 0)
 
 
 class FakeTrainer:

@@ -27,7 +27,7 @@ from p2pfed.network import (
     open_network,
 )
 from p2pfed.network.framing import write_all
-from p2pfed.network.peers import GOSSIP
+from p2pfed.network.serving import GOSSIP
 
 pytestmark = pytest.mark.slow
 
@@ -325,7 +325,7 @@ async def test_a_file_with_wrong_content_is_refused_and_its_sender_disconnected(
         digest = file_hash(b"asked")
         (tmp_path / digest.hex()).write_bytes(b"given")
         right = ChunkList(5, digest)
-        b._blobs._lists[digest] = right  # the liar claims the right list
+        b._serving._blobs._lists[digest] = right  # the liar claims the right list
         with pytest.raises(RemoteProtocolError):
             await a.fetch(b.peer_id, digest, tmp_path / "got", max_bytes=1 << 20)
         assert not (tmp_path / "got").exists()

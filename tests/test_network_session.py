@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import trio
 
 from p2pfed.network import Limits, PeerConnected, PeerDisconnected
-from p2pfed.network.session import Session
+from p2pfed.network.session import Lane, Session
 
 ORDERS = [("ours", "theirs"), ("theirs", "ours")]
 SMALL, GREAT = "12D3KooWAaa", "12D3KooWZzz"
@@ -21,6 +22,12 @@ class FakeLink:
     sent: int = 10
     received: int = 20
     broke_protocol: bool = False
+    is_relayed: bool = False
+    rtt: float | None = None
+
+    @property
+    def wire(self):
+        return SimpleNamespace(via="relay" if self.is_relayed else "")
 
 
 def session(us: str = SMALL, peer: str = GREAT, **limits) -> Session:
@@ -120,22 +127,27 @@ async def test_events_wait_in_order_while_the_node_takes_none(autojump_clock):
     assert one.announced.is_set()
 
 
-async def test_a_replaced_writer_takes_nothing_off_the_queue():
+LANES = pytest.mark.parametrize(("lane", "size"), [(Lane.URGENT, 5), (Lane.BULK, 5000)])
+
+
+@LANES
+async def test_a_replaced_writer_takes_nothing_off_the_queue(lane, size):
     one = session()
     first, second = FakeLink(inbound=True), FakeLink(inbound=True)
     adopt(one, first)
-    assert one.put(b"frame")
-    assert await one.next_frame(first) == b"frame"
+    assert one.put(b"a" * size)
+    assert await one.next_frame(first, lane) == b"a" * size
     adopt(one, second)  # while the first writer was writing
-    one.written(first)
-    assert await one.next_frame(first) is None
-    assert await one.next_frame(second) == b"frame"
-    one.written(second)
-    assert one.put(b"next")
-    assert await one.next_frame(second) == b"next"
+    one.written(first, lane)
+    assert await one.next_frame(first, lane) is None
+    assert await one.next_frame(second, lane) == b"a" * size
+    one.written(second, lane)
+    assert one.put(b"b" * size)
+    assert await one.next_frame(second, lane) == b"b" * size
 
 
-async def test_a_replaced_writer_that_waits_is_woken(autojump_clock):
+@LANES
+async def test_a_replaced_writer_that_waits_is_woken(autojump_clock, lane, size):
     one = session()
     first = FakeLink(inbound=True)
     adopt(one, first)
@@ -143,15 +155,25 @@ async def test_a_replaced_writer_that_waits_is_woken(autojump_clock):
         async with trio.open_nursery() as nursery:
 
             async def wait() -> None:
-                assert await one.next_frame(first) is None
+                assert await one.next_frame(first, lane) is None
 
             nursery.start_soon(wait)
             await trio.sleep(0.1)
             adopt(one, FakeLink(inbound=True))
 
 
-async def test_the_queue_is_bounded_by_count_and_by_bytes_and_ends_with_the_connection():
-    one = session(queue_frames=3, queue_bytes=10)
+async def test_a_short_frame_does_not_wait_behind_long_ones():
+    one = session()
+    link = FakeLink(inbound=True)
+    adopt(one, link)
+    assert one.put(b"l" * 5000)
+    assert one.put(b"s")
+    assert await one.next_frame(link, Lane.URGENT) == b"s"
+    assert await one.next_frame(link, Lane.BULK) == b"l" * 5000
+
+
+async def test_the_queues_are_bounded_by_count_and_by_bytes_and_end_with_the_connection():
+    one = session(queue_frames=3, queue_bytes=10, urgent_bytes=4)
     assert not one.put(b"")
     link = FakeLink(inbound=True)
     adopt(one, link)
@@ -159,8 +181,21 @@ async def test_the_queue_is_bounded_by_count_and_by_bytes_and_ends_with_the_conn
     one.release(link)
     adopt(one, link)
     assert [one.put(b"12345") for _ in range(3)] == [True, True, False]
-    one.written(link)
+    assert one.put(b"1"), "a short frame is taken however much bulk waits"
+    one.written(link, Lane.BULK)
     assert one.put(b"12345")
+
+
+async def test_a_direct_connection_replaces_a_circuit_and_not_the_other_way_round():
+    one = session()
+    circuit, direct = FakeLink(inbound=True, is_relayed=True), FakeLink(inbound=False)
+    assert adopt(one, circuit)
+    assert one.stats().via == "relay"
+    assert adopt(one, direct)
+    assert not adopt(one, FakeLink(inbound=True, is_relayed=True, opened_at=0.2))
+    assert one.link is direct
+    late = FakeLink(inbound=True, is_relayed=True, opened_at=3 * Limits().dial_seconds)
+    assert adopt(one, late), "the peer must have lost the direct connection"
 
 
 async def test_figures_outlive_the_connections_they_were_counted_on():

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["FrameReceived", "NetworkEvent", "NetworkTotals", "PeerConnected", "PeerDisconnected"]
-__all__ += ["PeerStats"]
+__all__ = ["AddressesChanged", "FrameReceived", "NetworkEvent", "NetworkTotals", "PeerConnected"]
+__all__ += ["PeerDisconnected", "PeerStats"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,14 @@ class FrameReceived:
     frame: bytes
 
 
-NetworkEvent = PeerConnected | PeerDisconnected | FrameReceived
+@dataclass(frozen=True, slots=True)
+class AddressesChanged:
+    """Others reach us at these addresses now."""
+
+    addresses: tuple[str, ...]
+
+
+NetworkEvent = PeerConnected | PeerDisconnected | FrameReceived | AddressesChanged
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +49,30 @@ class PeerStats:
     """One peer since our start; bytes on the socket, handshakes and encryption included.
 
     ``connected_since`` is a ``trio.current_time()``; it and ``direction`` are None while the peer
-    is not connected. ``breaches`` counts broken framing and the like.
+    is not connected. ``via`` is the relay that the connection goes through, "" for none; ``rtt`` is
+    of its last ping, seconds. ``breaches`` counts broken framing and the like.
     """
 
     bytes_sent: int
     bytes_received: int
     connected_since: float | None
     direction: Literal["inbound", "outbound"] | None
+    via: str
+    rtt: float | None
     breaches: int
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkTotals:
-    """All members together, and how many inbound connections did not become a member's."""
+    """All members together, and how many inbound connections did not become a member's.
+
+    ``circuits`` run through us now, ``relayed_bytes`` went through all of them.
+    """
 
     bytes_sent: int
     bytes_received: int
     connected: int
     breaches: int
     refused: int
+    relayed_bytes: int
+    circuits: int

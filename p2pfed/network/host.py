@@ -22,23 +22,25 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.peer.id import ID
-from multiaddr import Multiaddr
-from multiaddr.exceptions import Error as MultiaddrError
 
 from p2pfed.errors import ConfigError, P2PFedError, PeerUnreachable, RemoteProtocolError
 from p2pfed.network import multistream
+from p2pfed.network.addresses import parse_direct
 from p2pfed.network.framing import deadline, read_frame
 from p2pfed.network.link import Link
 from p2pfed.network.noise import NOISE, Handshake
 from p2pfed.network.pace import Pace
-from p2pfed.network.wire import TcpWire, Wire
+from p2pfed.network.wire import RelayedWire, TcpWire
 from p2pfed.network.yamux import YAMUX
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
+    from p2pfed.network.addresses import Direct, Networks
     from p2pfed.network.limits import Limits
+    from p2pfed.network.link import Stream
+    from p2pfed.network.wire import Wire
 
 __all__ = ["ROSTER", "Gatekeeper", "Host"]
 
@@ -64,17 +66,38 @@ class Gatekeeper(Protocol):
 
 
 class Host:
-    """Our key, our listening sockets, and the way a TCP connection becomes a member's link."""
+    """Our key, our listening sockets, and the way a connection becomes a member's link.
 
-    def __init__(self, *, seed: bytes, gatekeeper: Gatekeeper, limits: Limits) -> None:
+    Args:
+        seed: The node's 32-byte Ed25519 seed.
+        gatekeeper: The node's answers about membership.
+        limits: Bounds.
+        allowed: Networks that others may be in; None or empty: any.
+        pace: The upload cap; None: no cap.
+
+    Attributes:
+        peer_id: Our own id, base58.
+        refused: Inbound connections that did not become a member's link.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: bytes,
+        gatekeeper: Gatekeeper,
+        limits: Limits,
+        allowed: Networks | None = None,
+        pace: Pace | None = None,
+    ) -> None:
         # The library logs ordinary churn as errors; what matters is logged here, once.
         for name in ("libp2p", "multiaddr"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         keys = create_new_key_pair(seed)
         self.peer_id = str(ID.from_pubkey(keys.public_key))
-        self.refused = 0  # handshakes that did not become a member's link
+        self.refused = 0
         self._handshake = Handshake(keys)
-        self._pace = Pace()
+        self._allowed = allowed
+        self._pace = pace or Pace()
         self._gate = gatekeeper
         self._limits = limits
         self._half_open: dict[Wire, None] = {}
@@ -95,14 +118,19 @@ class Host:
         """
         bound = []
         for address in addresses:
-            host, port = _endpoint(address)
+            where = parse_direct(address)
             try:
-                listeners = await trio.open_tcp_listeners(port, host=host)
+                listeners = await trio.open_tcp_listeners(where.port, host=where.host)
             except OSError as error:
                 raise ConfigError(f"cannot listen on {address}", str(error)) from error
 
             async def receive(tcp: trio.SocketStream) -> None:
-                await self._receive(tcp, serve)
+                wire = TcpWire(tcp, self._limits.stranger_bytes)
+                if self._may_talk_to(wire.remote_host):
+                    await self._receive(wire, serve)
+                else:
+                    self.refused += 1
+                    wire.abort()
 
             nursery.start_soon(trio.serve_listeners, receive, listeners)
             for listener in listeners:
@@ -110,28 +138,53 @@ class Host:
                 bound.append(f"/ip{6 if ':' in name[0] else 4}/{name[0]}/tcp/{name[1]}")
         return bound
 
-    async def dial(self, peer: str, address: str) -> Link:
+    async def dial(self, peer: str, address: Direct | str) -> Link:
         """Connect to a member.
 
         Raises:
-            PeerUnreachable: Nobody answered within ``dial_seconds``, or ``peer`` is no member.
+            PeerUnreachable: Nobody answered within ``dial_seconds``, or ``peer`` is no member, or
+                the address is outside the allowed networks.
             RemoteProtocolError: Somebody else answered.
             ConfigError: The address does not parse or names another peer.
         """
         if not self._gate.is_member(peer):
             raise PeerUnreachable(f"{peer} is not on the roster")
-        host, port = _endpoint(address, peer)
-        with deadline(self._limits.dial_seconds, f"dialling {address}"):
+        where = parse_direct(address, peer) if isinstance(address, str) else address
+        if where.kind in {"ip4", "ip6"}:  # what a name stands for is seen when it has answered
+            self._check_network(where.host, where)
+        with deadline(self._limits.dial_seconds, f"dialling {where}"):
             try:
-                tcp = await trio.open_tcp_stream(host, port)
+                tcp = await trio.open_tcp_stream(where.host, where.port)
             except OSError as error:
-                raise PeerUnreachable(f"cannot reach {address}", str(error)) from error
+                raise PeerUnreachable(f"cannot reach {where}", str(error)) from error
             wire = TcpWire(tcp)
             try:
+                self._check_network(wire.remote_host, where)
                 return await self._upgrade(wire, peer)
             except BaseException:
                 wire.abort()
                 raise
+
+    async def dial_through(self, circuit: Stream, peer: str, relay: str) -> Link:
+        """Shake hands with a member at the other end of a circuit, which is ours from here on.
+
+        Raises:
+            PeerUnreachable: Nobody answered in time.
+            RemoteProtocolError: Somebody else answered.
+        """
+        wire = RelayedWire(circuit, via=relay)
+        try:
+            return await self._upgrade(wire, peer)
+        except BaseException:
+            wire.abort()
+            raise
+
+    async def receive_through(
+        self, circuit: Stream, relay: str, serve: Callable[[Link], Awaitable[None]]
+    ) -> None:
+        """Carry an inbound connection over a circuit, to its end."""
+        allowance = self._limits.stranger_bytes
+        await self._receive(RelayedWire(circuit, via=relay, allowance=allowance), serve)
 
     async def admit(self, link: Link) -> bool:
         """Let a member pass, and a stranger whose roster the gatekeeper accepts."""
@@ -149,11 +202,15 @@ class Host:
         self._half_open.pop(link.wire, None)
         return True
 
-    async def _receive(
-        self, tcp: trio.SocketStream, serve: Callable[[Link], Awaitable[None]]
-    ) -> None:
+    def _may_talk_to(self, host: str) -> bool:
+        return not self._allowed or self._allowed.contains(host)
+
+    def _check_network(self, host: str, where: Direct) -> None:
+        if not self._may_talk_to(host):
+            raise PeerUnreachable(f"{where} is outside the allowed networks")
+
+    async def _receive(self, wire: Wire, serve: Callable[[Link], Awaitable[None]]) -> None:
         """Carry one inbound connection from accept to its end."""
-        wire = TcpWire(tcp, self._limits.stranger_bytes)
         self._half_open[wire] = None
         if len(self._half_open) > self._limits.half_open:
             oldest = next(iter(self._half_open))
@@ -202,21 +259,3 @@ class Host:
         if admitted:
             link.spawn(lambda: stream.finish(stall))
         return admitted
-
-
-def _endpoint(address: str, peer: str | None = None) -> tuple[str, int]:
-    """Split ``/ip4|ip6|dns…/HOST/tcp/PORT[/p2p/PEER]``."""
-    try:
-        parts = [(part.name, str(value)) for part, value in Multiaddr(address).items()]
-    except (MultiaddrError, ValueError):
-        parts = []
-    match parts:
-        case [("ip4" | "ip6" | "dns" | "dns4" | "dns6", host), ("tcp", port), *rest] if (
-            not rest or (peer is not None and rest == [("p2p", peer)])
-        ):
-            return host, int(port)
-    raise ConfigError(
-        f"{address!r} is not a usable address",
-        "Noise and yamux run over TCP, and an address may name only the peer it leads to.",
-        "Write it like /ip4/192.0.2.1/tcp/4001 or /dns4/hospital.example/tcp/4001.",
-    )

@@ -22,6 +22,8 @@ class Limits:
     # Two of the longest frames, so that one may wait while one is on its way.
     queue_bytes: int = 32 * _MIB
     queue_frames: int = 256  # an anti-entropy burst of one round among 64 hospitals, four times
+    urgent_bytes: int = 4096  # longer frames are bulk; beats have 300 bytes, tables of claims 4000
+    frames_per_second: float = 500.0  # taken from one peer; a burst of one second's worth
     events: int = 8  # eight of the longest frames are 128 MiB; a slow node holds no more
     # TCP, Noise and yamux need 4 round trips; 3 s are enough at 500 ms each.
     upgrade_seconds: float = 3.0
@@ -31,14 +33,14 @@ class Limits:
     half_open: int = 64  # the oldest makes room, so silent sockets cannot lock a member out
     links: int = 256  # twice the live members of a 64-member committee, both directions
     links_per_peer: int = 3  # two of a simultaneous dial and one restart
-    streams_per_peer: int = 8  # gossip twice, roster, identify and four blobs
-    streams: int = 24  # of one side on one link, circuits that pass through us included
+    streams: int = 32  # of one side on one link, circuits that pass through us included
     # Grows to it while the reader keeps up: 400 Mbit/s at a round-trip time of 80 ms.
     window: int = 4 * _MIB
-    unread_bytes: int = 16 * _MIB  # all windows of a link; three of 4 MiB and the rest at 256 KiB
+    unread_bytes: int = 16 * _MIB  # all windows of a link: 64 at 256 KiB, or four grown ones
     dial_seconds: float = 5.0
     redial_first: float = 0.3  # a restarted daemon is back within a second
     redial_most: float = 5.0
+    direct_seconds: float = 20.0  # between two attempts to replace a circuit
     open_seconds: float = 10.0
     stall_seconds: float = 30.0
     ping_seconds: float = 5.0

@@ -142,8 +142,8 @@ class Link:
         wire: What it runs over; ``wire.via`` is the relay in between, "" for none.
         opened_at: When, trio's clock.
         rtt: Round-trip time of the last ping, seconds; None before the first.
-        carried: Set once the peer has let us open a stream.
-        busy: Streams being served.
+        carried: Whether the peer has let us open a stream.
+        settled: Set once it is decided what the link is for, or it has ended.
         broke_protocol: Whether that is why it ended.
         is_over: Nothing can be read or written any more.
         done: Set then.
@@ -155,8 +155,8 @@ class Link:
         self.opened_at = trio.current_time()
         self.rtt: float | None = None
         self.carried = False
+        self.settled = trio.Event()
         self.broke_protocol = False
-        self.busy = 0
         self.is_over = False
         self.done = trio.Event()
         self._limits = limits
@@ -171,6 +171,11 @@ class Link:
         self._ping = -1  # the number of the last one
         self._pinged_at: float | None = None  # None once it is answered
         self._nursery: trio.Nursery | None = None
+
+    @property
+    def is_relayed(self) -> bool:
+        """Whether it runs through a relay."""
+        return bool(self.wire.via)
 
     @property
     def sent(self) -> int:
@@ -200,6 +205,7 @@ class Link:
             self._arrival.ring()
             for flow in self._muxer.flows:
                 _wake(flow)
+            self.settled.set()
             self.done.set()
 
     def spawn(self, work: Callable[[], Awaitable[None]]) -> None:

@@ -1,13 +1,13 @@
-"""The peer table: who is connected, who is dialled, and the conversation on each link.
+"""The peer table: who is connected, and what we say on each link.
 
 A peer counts as connected once it has let us open our gossip stream, which a peer that does not
 know us never does. Of two links to one peer, the session picks the one that carries our frames;
 the other is read for ``grace_seconds`` more, so that nothing under way is lost.
 
-Invariants: ``send`` never blocks; a full event channel holds back only the streams it is fed by;
-``disconnect`` ends whatever the peer does; every stream of a peer asks the gatekeeper again.
+Invariants: ``send`` never blocks; ``disconnect`` ends whatever the peer does.
 
-Not here: sockets, handshake and gate (``host``), one peer's queue and events (``session``), what
+Not here: sockets, handshake and gate (``host``), one peer's queues and events (``session``), who is
+dialled and how (``dialling``), what peers ask of us (``serving``), our addresses (``reach``), what
 frames mean and when to send them (the node).
 """
 
@@ -21,14 +21,19 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from p2pfed.errors import ConfigError, P2PFedError, PeerUnreachable, RemoteProtocolError
-from p2pfed.network import multistream
-from p2pfed.network.blob import BlobServer, receive_blob
-from p2pfed.network.events import FrameReceived, NetworkEvent, NetworkTotals, PeerStats
-from p2pfed.network.framing import deadline, read_frame, write_frame
+from p2pfed.errors import PeerUnreachable, RemoteProtocolError
+from p2pfed.network.addresses import Networks
+from p2pfed.network.blob import receive_blob
+from p2pfed.network.dialling import Dialling
+from p2pfed.network.events import NetworkEvent, NetworkTotals, PeerStats
+from p2pfed.network.framing import write_frame
 from p2pfed.network.host import ROSTER, Host
 from p2pfed.network.limits import Limits
-from p2pfed.network.session import Session
+from p2pfed.network.pace import Pace
+from p2pfed.network.reach import Reach
+from p2pfed.network.relay import RelayService
+from p2pfed.network.serving import BLOB, GOSSIP, Serving
+from p2pfed.network.session import Lane, Session
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -36,13 +41,11 @@ if TYPE_CHECKING:
 
     from p2pfed.network.host import Gatekeeper
     from p2pfed.network.link import Link, Stream
+    from p2pfed.network.reservations import Mode
 
 __all__ = ["PeerNetwork", "open_network"]
 
 logger = logging.getLogger(__name__)
-
-GOSSIP = "/p2pfed/gossip/1"
-BLOB = "/p2pfed/blob/1"
 
 
 class PeerNetwork:
@@ -54,30 +57,72 @@ class PeerNetwork:
     """
 
     def __init__(
-        self, host: Host, gatekeeper: Gatekeeper, limits: Limits, nursery: trio.Nursery
+        self,
+        host: Host,
+        gatekeeper: Gatekeeper,
+        limits: Limits,
+        nursery: trio.Nursery,
+        *,
+        announce: Sequence[str],
+        reach: Mode,
+        is_relay: bool,
     ) -> None:
         self.peer_id = host.peer_id
         self._host = host
         self._gate = gatekeeper
         self._limits = limits
-        self._blobs = BlobServer(stall=limits.stall_seconds)
         self._nursery = nursery
         self._tell, self.events = trio.open_memory_channel[NetworkEvent](limits.events)
         self._sessions: dict[str, Session] = {}
-        self._addresses: list[str] = []
+        rng = random.Random()  # noqa: S311 - whom to ask and when, not a secret
+        self._reach = Reach(
+            host.peer_id,
+            announce=announce,
+            mode=reach,
+            links=self._carrying,
+            limits=limits,
+            rng=rng,
+        )
+        self._relay = (
+            RelayService(
+                host.peer_id,
+                is_member=gatekeeper.is_member,
+                addresses=self._reach.own_addresses,
+            )
+            if is_relay
+            else None
+        )
+        self._serving = Serving(
+            host,
+            gatekeeper,
+            limits,
+            tell=self._tell,
+            carry=self._carry,
+            reach=self._reach,
+            relay=self._relay,
+        )
+        self._dialling = Dialling(
+            host,
+            gatekeeper,
+            limits,
+            begin=functools.partial(nursery.start_soon, self._carry),
+            link_to=self._direct_link_to,
+            linked=lambda: [link.peer for link in self._carrying() if not link.is_relayed],
+            rng=rng,
+        )
 
-    async def listen(self, addresses: Sequence[str], announce: Sequence[str]) -> None:
+    async def start(self, listen: Sequence[str]) -> None:
         """Start listening; called once, by :func:`open_network`.
 
         Raises:
             ConfigError: An address is wrong or taken.
         """
-        bound = await self._host.listen(addresses, self._carry, self._nursery)
-        self._addresses = [*announce, *bound]
+        self._reach.bind(await self._host.listen(listen, self._carry, self._nursery))
+        self._nursery.start_soon(self._reach.keep, self._tell)
 
     def addresses(self) -> list[str]:
-        """Return our full addresses, the announced ones first."""
-        return [f"{address}/p2p/{self.peer_id}" for address in self._addresses]
+        """Return our full addresses, the announced ones first; they may change."""
+        return list(self._reach.addresses())
 
     def send(self, peer: str, frame: bytes) -> bool:
         """Queue a frame; never blocks.
@@ -107,7 +152,7 @@ class PeerNetwork:
         session.redial.set()
         if session.dialling is None:
             session.dialling = trio.CancelScope()
-            self._nursery.start_soon(self._dial_for_ever, session, session.dialling)
+            self._nursery.start_soon(self._dialling.keep, session, session.dialling)
 
     def stop_dialling(self, peer: str) -> None:
         """Dial ``peer`` no more; a connection there is stays."""
@@ -128,6 +173,8 @@ class PeerNetwork:
 
     async def recheck(self) -> None:
         """Close the links of every peer that is no longer a member (after a roster change)."""
+        if self._relay is not None:
+            self._relay.recheck()
         linked = [peer for peer, session in self._sessions.items() if session.links]
         async with trio.open_nursery() as nursery:
             for peer in linked:
@@ -165,12 +212,15 @@ class PeerNetwork:
     def totals(self) -> NetworkTotals:
         """Return the figures of all members together."""
         every = [session.stats() for session in self._sessions.values()]
+        relay = None if self._relay is None else self._relay.stats()
         return NetworkTotals(
             bytes_sent=sum(one.bytes_sent for one in every),
             bytes_received=sum(one.bytes_received for one in every),
             connected=sum(one.direction is not None for one in every),
             breaches=sum(one.breaches for one in every),
             refused=self._host.refused,
+            relayed_bytes=0 if relay is None else relay.relayed,
+            circuits=0 if relay is None else len(relay.circuits),
         )
 
     def close(self) -> None:
@@ -180,6 +230,15 @@ class PeerNetwork:
     def _session(self, peer: str) -> Session:
         return self._sessions.setdefault(peer, Session(peer, self.peer_id, self._limits))
 
+    def _carrying(self) -> list[Link]:
+        """The links that carry frames."""
+        sessions = self._sessions.values()
+        return [session.link for session in sessions if session.link is not None]
+
+    def _direct_link_to(self, peer: str) -> Link | None:
+        link = self._sessions[peer].link if peer in self._sessions else None
+        return None if link is None or link.is_relayed else link
+
     # -- links ---------------------------------------------------------------------------------
 
     async def _carry(self, link: Link) -> None:
@@ -188,6 +247,7 @@ class PeerNetwork:
         session = self._sessions.get(link.peer)
         if session is not None and link in session.links:
             session.release(link)
+            self._reach.look()
             self._tell_news(session)
 
     async def _converse(self, link: Link) -> None:
@@ -200,17 +260,33 @@ class PeerNetwork:
             logger.warning("refused one link too many of peer %s", link.peer)
             return
         session.links.add(link)
-        link.spawn(functools.partial(self._accept_streams, session, link))
+        link.spawn(functools.partial(self._serving.accept_streams, session, link))
         if not link.inbound:
             await self._offer_roster(link)
-        out = await link.open(GOSSIP)
+        out = await link.open(GOSSIP, urgent=True)
         link.carried = True
-        if session.adopt(link):
+        is_ours = session.adopt(link)
+        self._reach.look()
+        link.settled.set()
+        if is_ours:
             self._tell_news(session)
-            while (frame := await session.next_frame(link)) is not None:
-                await write_frame(out, frame, stall=self._limits.stall_seconds)
-                session.written(link)
+            link.spawn(functools.partial(self._write_bulk, session, link))
+            await self._write_frames(session, link, Lane.URGENT, out)
         await trio.sleep(self._limits.grace_seconds)
+
+    async def _write_bulk(self, session: Session, link: Link) -> None:
+        """Open the second stream when there is something for it."""
+        try:
+            if await session.next_frame(link, Lane.BULK) is not None:
+                await self._write_frames(session, link, Lane.BULK, await link.open(GOSSIP))
+        except PeerUnreachable:
+            link.abort()  # a peer that takes no frames is not connected
+            raise
+
+    async def _write_frames(self, session: Session, link: Link, lane: Lane, out: Stream) -> None:
+        while (frame := await session.next_frame(link, lane)) is not None:
+            await write_frame(out, frame, stall=self._limits.stall_seconds)
+            session.written(link, lane)
 
     def _tell_news(self, session: Session) -> None:
         """Tell the node from a task that no link's end cancels."""
@@ -225,94 +301,6 @@ class PeerNetwork:
             await write_frame(stream, signed, stall=self._limits.open_seconds)
             link.spawn(functools.partial(stream.finish, self._limits.open_seconds))
 
-    # -- streams a member opens ----------------------------------------------------------------
-
-    async def _accept_streams(self, session: Session, link: Link) -> None:
-        while True:
-            stream = await link.accept()
-            if link.busy >= self._limits.streams_per_peer:
-                stream.discard()
-                continue
-            link.busy += 1
-            link.spawn(functools.partial(self._serve, session, link, stream))
-
-    async def _serve(self, session: Session, link: Link, stream: Stream) -> None:
-        """Serve one stream of a member."""
-        limits = self._limits
-        try:
-            with deadline(limits.open_seconds, "agreeing on a protocol"):
-                protocol = await multistream.accept(
-                    stream, (GOSSIP, ROSTER, BLOB), stall=limits.open_seconds
-                )
-            if not self._gate.is_member(link.peer):
-                link.abort()
-            elif protocol == GOSSIP:
-                await self._read_frames(session, link, stream)
-            elif protocol == ROSTER:
-                signed = await read_frame(
-                    stream, max_bytes=limits.max_roster, stall=limits.open_seconds
-                )
-                self._gate.consider_roster(link.peer, signed)
-            else:
-                find = functools.partial(self._gate.open_blob, link.peer)
-                await self._blobs.serve(stream, find)
-            await stream.finish(limits.open_seconds)
-        finally:
-            link.busy -= 1
-            stream.discard()
-
-    async def _read_frames(self, session: Session, link: Link, stream: Stream) -> None:
-        """Hand the peer's frames to the node, as fast as it takes them; end with the link."""
-        limits = self._limits
-        try:
-            while True:
-                frame = await read_frame(
-                    stream, max_bytes=limits.max_frame, stall=limits.stall_seconds
-                )
-                while not session.announced.is_set():
-                    await session.announced.wait()
-                await self._tell.send(FrameReceived(session.peer, frame))
-        except PeerUnreachable:
-            link.abort()  # a peer that speaks to us no more is not connected
-            raise
-
-    # -- dialling ------------------------------------------------------------------------------
-
-    async def _dial_for_ever(self, session: Session, scope: trio.CancelScope) -> None:
-        limits = self._limits
-        wait = limits.redial_first
-        with scope:
-            while True:
-                session.redial = trio.Event()
-                if await self._dial_once(session):
-                    wait = limits.redial_first
-                while session.link is not None:
-                    session.gone = trio.Event()
-                    await session.gone.wait()
-                    wait = limits.redial_first
-                # Jitter, so that two peers which lose each other do not dial in step.
-                with trio.move_on_after(wait * random.uniform(0.5, 1.0)):  # noqa: S311
-                    await session.redial.wait()
-                wait = min(2 * wait, limits.redial_most)
-
-    async def _dial_once(self, session: Session) -> bool:
-        """Try the addresses; say whether one led to a link that lasted."""
-        for address in session.addresses:
-            if session.link is not None or not self._gate.is_member(session.peer):
-                return False
-            try:
-                link = await self._host.dial(session.peer, address)
-            except ConfigError as unusable:
-                logger.warning("an address of peer %s is skipped: %s", session.peer, unusable)
-            except P2PFedError as failed:
-                logger.debug("dialling %s failed: %s", session.peer, failed)
-            else:
-                self._nursery.start_soon(self._carry, link)
-                await link.done.wait()
-                if link.carried:
-                    return trio.current_time() - link.opened_at > self._limits.redial_most
-        return False
-
 
 @asynccontextmanager
 async def open_network(
@@ -321,6 +309,10 @@ async def open_network(
     listen: Sequence[str],
     gatekeeper: Gatekeeper,
     announce: Sequence[str] = (),
+    reach: Mode = "auto",
+    relay: bool = False,
+    allowed_networks: Sequence[str] = (),
+    upload_bytes_per_second: float | None = None,
     limits: Limits | None = None,
 ) -> AsyncIterator[PeerNetwork]:
     """Run our end of the network for as long as the block runs.
@@ -330,6 +322,10 @@ async def open_network(
         listen: Addresses like ``/ip4/0.0.0.0/tcp/4001``; none for a node that only dials.
         gatekeeper: The node's answers about membership, rosters and files.
         announce: Addresses under which others reach us, when they differ.
+        reach: When to be reached through relays too: ``auto`` while nobody has reached us directly.
+        relay: Whether to lead members to those that can only dial out.
+        allowed_networks: Networks (CIDR) that others may be in; empty: any.
+        upload_bytes_per_second: A cap on bulk, all peers together.
         limits: Bounds; the defaults fit hospitals.
 
     Yields:
@@ -337,17 +333,25 @@ async def open_network(
 
     Raises:
         ValueError: The seed is not 32 bytes long.
-        ConfigError: A listening address is wrong or taken (inside an ``ExceptionGroup``, like
-            every exception of the block: a nursery surrounds it).
+        ConfigError: A network or a listening address is wrong, or one is taken (the latter inside
+            an ``ExceptionGroup``, like every exception of the block: a nursery surrounds it).
     """
     if len(seed) != 32:
         raise ValueError(f"the seed has {len(seed)} bytes instead of 32")
     limits = limits or Limits()
-    host = Host(seed=seed, gatekeeper=gatekeeper, limits=limits)
+    host = Host(
+        seed=seed,
+        gatekeeper=gatekeeper,
+        limits=limits,
+        allowed=Networks(allowed_networks),
+        pace=Pace(upload_bytes_per_second),
+    )
     async with trio.open_nursery() as nursery:
-        network = PeerNetwork(host, gatekeeper, limits, nursery)
+        network = PeerNetwork(
+            host, gatekeeper, limits, nursery, announce=announce, reach=reach, is_relay=relay
+        )
         try:
-            await network.listen(listen, announce)
+            await network.start(listen)
             yield network
         finally:
             nursery.cancel_scope.cancel()

@@ -1,12 +1,14 @@
 """A session: what the node sees of one member, whichever link carries it.
 
-From ``PeerConnected`` to ``PeerDisconnected`` there is one queue and one writing link. When both
-ends dial at once both keep the link dialled by the greater peer id. A link that arrives long after
-ours was made means that the peer has lost ours: the new one wins.
+From ``PeerConnected`` to ``PeerDisconnected`` there are two queues and one writing link: short
+frames (*urgent*) never wait behind long ones (*bulk*). When both ends dial at once both keep the
+link dialled by the greater peer id, and a direct one rather than a circuit. A link that arrives
+long after ours was made means that the peer has lost ours: the new one wins.
 
 Invariants: events alternate (connected, frames, disconnected), and a connection which ended before
-the node heard of it is never told; the queue is bounded by bytes and by count; a frame leaves it
-only when it has been written whole, so a change of links may repeat one frame.
+the node heard of it is never told; the queues are bounded by bytes and by count; frames of a lane
+keep their order; a frame leaves its queue only when it has been written whole, so a change of links
+may repeat one frame of each.
 
 Not here: reading, writing and dialling (``peers``), connections (``link``).
 """
@@ -14,6 +16,8 @@ Not here: reading, writing and dialling (``peers``), connections (``link``).
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING
 
 import trio
@@ -24,7 +28,21 @@ if TYPE_CHECKING:
     from p2pfed.network.limits import Limits
     from p2pfed.network.link import Link
 
-__all__ = ["Session"]
+__all__ = ["Lane", "Session"]
+
+
+class Lane(Enum):
+    """Which of a peer's two streams a frame takes."""
+
+    URGENT = "urgent"
+    BULK = "bulk"
+
+
+@dataclass(slots=True)
+class _Queue:
+    frames: deque[bytes] = field(default_factory=deque)
+    size: int = 0
+    wake: trio.Event = field(default_factory=trio.Event)
 
 
 class Session:
@@ -34,7 +52,6 @@ class Session:
         link: The link that carries our frames, or None.
         links: Every link to the peer, that one included.
         announced: Set while the node knows that the peer is connected.
-        wake: Set when there is something to write or ``link`` was replaced.
         gone: Set when ``link`` became None.
         redial: Set when dialling should not wait any longer.
     """
@@ -44,15 +61,13 @@ class Session:
         self.link: Link | None = None
         self.links: set[Link] = set()
         self.announced = trio.Event()
-        self.wake = trio.Event()
         self.gone = trio.Event()
         self.redial = trio.Event()
         self.addresses: tuple[str, ...] = ()
         self.dialling: trio.CancelScope | None = None
         self._us = us
         self._limits = limits
-        self._queue: deque[bytes] = deque()
-        self._queued = 0
+        self._queues = {lane: _Queue() for lane in Lane}
         self._since = 0.0
         self._news: deque[tuple[NetworkEvent, trio.Event | None]] = deque()
         self._telling = False
@@ -62,30 +77,34 @@ class Session:
 
     def put(self, frame: bytes) -> bool:
         """Queue a frame; False when not connected or full."""
+        lane = Lane.URGENT if len(frame) <= self._limits.urgent_bytes else Lane.BULK
+        queue = self._queues[lane]
         if (
             self.link is None
-            or len(self._queue) >= self._limits.queue_frames
-            or self._queued + len(frame) > self._limits.queue_bytes
+            or len(queue.frames) >= self._limits.queue_frames
+            or queue.size + len(frame) > self._limits.queue_bytes
         ):
             return False
-        self._queue.append(frame)
-        self._queued += len(frame)
-        self.wake.set()
+        queue.frames.append(frame)
+        queue.size += len(frame)
+        queue.wake.set()
         return True
 
-    async def next_frame(self, link: Link) -> bytes | None:
-        """Return the oldest frame, which stays queued; None once ``link`` is replaced."""
+    async def next_frame(self, link: Link, lane: Lane) -> bytes | None:
+        """Return a lane's oldest frame, which stays queued; None once ``link`` is replaced."""
+        queue = self._queues[lane]
         while self.link is link:
-            if self._queue:
-                return self._queue[0]
-            self.wake = trio.Event()
-            await self.wake.wait()
+            if queue.frames:
+                return queue.frames[0]
+            queue.wake = trio.Event()
+            await queue.wake.wait()
         return None
 
-    def written(self, link: Link) -> None:
-        """Take the oldest frame off the queue, if ``link`` still is the one that writes."""
+    def written(self, link: Link, lane: Lane) -> None:
+        """Take a lane's oldest frame off, if ``link`` still is the one that writes."""
         if self.link is link:
-            self._queued -= len(self._queue.popleft())
+            queue = self._queues[lane]
+            queue.size -= len(queue.frames.popleft())
 
     # -- links ---------------------------------------------------------------------------------
 
@@ -94,7 +113,7 @@ class Session:
         if self._is_doubled(link):
             return False
         before, self.link = self.link, link
-        self.wake.set()  # the former link's writer stops
+        self._wake_writers()
         if before is None:
             self._since = trio.current_time()
             self._news.append((PeerConnected(self.peer), self.announced))
@@ -109,8 +128,10 @@ class Session:
         if self.link is not link:
             return
         self.link = None
-        self._queue.clear()
-        self._queued = 0
+        self._wake_writers()
+        for queue in self._queues.values():
+            queue.frames.clear()
+            queue.size = 0
         if self._news and isinstance(self._news[-1][0], PeerConnected):
             self._news.pop()  # the node has not heard of it and need not
         else:
@@ -118,11 +139,19 @@ class Session:
             self.announced = trio.Event()
         self.gone.set()
 
+    def _wake_writers(self) -> None:
+        """The former link's writers stop."""
+        for queue in self._queues.values():
+            queue.wake.set()
+
     def _is_doubled(self, new: Link) -> bool:
         held = self.link
-        if held is None or held.inbound == new.inbound:
+        if held is None:
             return False
-        if new.opened_at - held.opened_at > 2 * self._limits.dial_seconds:
+        is_late = new.opened_at - held.opened_at > 2 * self._limits.dial_seconds
+        if held.is_relayed != new.is_relayed:
+            return new.is_relayed and not is_late
+        if held.inbound == new.inbound or is_late:
             return False
         dialler = self.peer if new.inbound else self._us
         return dialler != max(self.peer, self._us)
@@ -153,5 +182,7 @@ class Session:
             bytes_received=self._received + sum(each.received for each in self.links),
             connected_since=None if link is None else self._since,
             direction=None if link is None else "inbound" if link.inbound else "outbound",
+            via="" if link is None else link.wire.via,
+            rtt=None if link is None else link.rtt,
             breaches=self._breaches,
         )

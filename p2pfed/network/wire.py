@@ -8,7 +8,7 @@ Not here: encryption (``noise``), deadlines (``link``), the relay (``relay``).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
@@ -49,6 +49,16 @@ class Wire:
         self.sent = 0
         self.received = 0
         self.heard_at = trio.current_time()
+
+    @property
+    def local_host(self) -> str:
+        """Our IP address on this connection; "" for a circuit, and once it is gone."""
+        return ""
+
+    @property
+    def remote(self) -> str:
+        """The peer's address, ``/ip4|ip6/HOST/tcp/PORT``; "" likewise."""
+        return ""
 
     async def read(self, n: int) -> bytes:
         """Read exactly ``n`` bytes, fewer only at the end of the connection."""
@@ -99,13 +109,21 @@ class TcpWire(Wire):
         super().__init__(allowance=allowance)
         self._stream = stream
 
+    @property
     def local_host(self) -> str:
-        """Our IP address on this connection; "" when it is gone."""
-        return _host_of(self._stream.socket.getsockname)
+        """Our IP address on this connection; "" once it is gone."""
+        return _end_of(self._stream.socket.getsockname)[0]
 
+    @property
     def remote_host(self) -> str:
-        """The peer's IP address on this connection; "" when it is gone."""
-        return _host_of(self._stream.socket.getpeername)
+        """The peer's IP address on this connection; "" once it is gone."""
+        return _end_of(self._stream.socket.getpeername)[0]
+
+    @property
+    def remote(self) -> str:
+        """The peer's address; "" once it is gone."""
+        host, port = _end_of(self._stream.socket.getpeername)
+        return f"/ip{6 if ':' in host else 4}/{host}/tcp/{port}" if host else ""
 
     def abort(self) -> None:
         """Close the socket; whoever reads or writes is woken."""
@@ -148,8 +166,9 @@ class RelayedWire(Wire):
         await self._stream.write(data)
 
 
-def _host_of(name: Callable[[], tuple[str, int]]) -> str:
+def _end_of(name: Callable[[], tuple[Any, ...]]) -> tuple[str, int]:
     try:
-        return str(name()[0])
+        host, port = name()[:2]
     except (OSError, trio.ClosedResourceError):
-        return ""
+        return "", 0
+    return str(host).removeprefix("::ffff:"), int(port)  # IPv4 on a socket for both families

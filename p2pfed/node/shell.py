@@ -52,7 +52,13 @@ from p2pfed.gossip.meeting_events import PairEffect
 from p2pfed.gossip.witness import witness_of
 from p2pfed.identity.run import Run
 from p2pfed.identity.signing import SignedDocument
-from p2pfed.network import FrameReceived, PeerConnected, PeerDisconnected, PeerNetwork
+from p2pfed.network import (
+    AddressesChanged,
+    FrameReceived,
+    PeerConnected,
+    PeerDisconnected,
+    PeerNetwork,
+)
 from p2pfed.network.blob import drop_partials
 from p2pfed.node.directory import DataDirectory
 from p2pfed.node.eventlog import EventLog
@@ -158,6 +164,9 @@ class Shell:
                     self.feed(Disconnected(event.peer))
                 case FrameReceived():
                     self._hear_frame(event)
+                case AddressesChanged():
+                    self.core.addresses = event.addresses  # the next beat tells
+                    self.log.add("node.addresses", {"addresses": list(event.addresses)})
                 case _:
                     assert_never(event)
 

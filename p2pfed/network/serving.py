@@ -1,0 +1,168 @@
+"""What members may open on a link, and how each of it is served.
+
+Gossip (frames for the node), rosters and files are ours; identify and ping are there for standard
+clients; *hop* is served where this node is a relay, *stop* where it is reached through one.
+
+Invariants: every stream asks the gatekeeper again; a peer has at most `_MOST` streams of a kind on
+a link, so that it cannot have more frames under way than the bounds say; its frames are taken at a
+bounded rate, and a full event channel holds back only the streams it is fed by.
+
+Not here: what frames mean (the node), who is admitted (``host``), what we open ourselves
+(``peers``, ``reach``, ``dialling``).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import trio
+
+from p2pfed.errors import PeerUnreachable
+from p2pfed.network import multistream
+from p2pfed.network.blob import BlobServer
+from p2pfed.network.circuit import HOP, STOP, accept_stop
+from p2pfed.network.events import FrameReceived
+from p2pfed.network.framing import deadline, read_frame
+from p2pfed.network.host import ROSTER
+from p2pfed.network.identify import IDENTIFY, identify_message, serve_identify
+from p2pfed.network.ping import PING, serve_ping
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from p2pfed.network.events import NetworkEvent
+    from p2pfed.network.host import Gatekeeper, Host
+    from p2pfed.network.limits import Limits
+    from p2pfed.network.link import Link, Stream
+    from p2pfed.network.reach import Reach
+    from p2pfed.network.relay import RelayService
+    from p2pfed.network.session import Session
+
+__all__ = ["BLOB", "GOSSIP", "Serving"]
+
+GOSSIP = "/p2pfed/gossip/1"
+BLOB = "/p2pfed/blob/1"
+# Streams of a kind on one link. Gossip: urgent and bulk. Files: a fetch that was given up is
+# noticed with the next write. Circuits: see RelayLimits.
+_MOST = {GOSSIP: 2, ROSTER: 1, BLOB: 16, IDENTIFY: 2, PING: 2, HOP: 32, STOP: 32}
+
+
+class Serving:
+    """See the module docstring.
+
+    Args:
+        host: Shakes hands on circuits that reach us.
+        gatekeeper: The node's answers about members, rosters and files.
+        limits: Bounds.
+        tell: Where the node hears of frames.
+        carry: Runs a link that came through a circuit.
+        reach: Knows which relays may bring us circuits.
+        relay: Serves hops; None where this node is no relay.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        gatekeeper: Gatekeeper,
+        limits: Limits,
+        *,
+        tell: trio.MemorySendChannel[NetworkEvent],
+        carry: Callable[[Link], Awaitable[None]],
+        reach: Reach,
+        relay: RelayService | None,
+    ) -> None:
+        self._host = host
+        self._gate = gatekeeper
+        self._limits = limits
+        self._tell = tell
+        self._carry = carry
+        self._reach = reach
+        self._relay = relay
+        self._blobs = BlobServer(stall=limits.stall_seconds)
+
+    @property
+    def protocols(self) -> Sequence[str]:
+        """What members may open here."""
+        return [kind for kind in _MOST if kind != HOP or self._relay is not None]
+
+    async def accept_streams(self, session: Session, link: Link) -> None:
+        """Serve whatever the member opens, until the link ends."""
+        kinds: Counter[str] = Counter()
+        while True:
+            stream = await link.accept()
+            link.spawn(functools.partial(self._serve, session, link, stream, kinds))
+
+    async def _serve(
+        self, session: Session, link: Link, stream: Stream, kinds: Counter[str]
+    ) -> None:
+        seconds = self._limits.open_seconds
+        try:
+            with deadline(seconds, "agreeing on a protocol"):
+                kind = await multistream.accept(stream, self.protocols, stall=seconds)
+            if not self._gate.is_member(link.peer):
+                link.abort()
+            elif kinds[kind] < _MOST[kind]:
+                kinds[kind] += 1
+                try:
+                    await self._serve_kind(kind, session, link, stream)
+                    await stream.finish(seconds)
+                finally:
+                    kinds[kind] -= 1
+        finally:
+            stream.discard()
+
+    async def _serve_kind(self, kind: str, session: Session, link: Link, stream: Stream) -> None:
+        limits = self._limits
+        if kind == GOSSIP:
+            await self._read_frames(session, link, stream)
+        elif kind == ROSTER:
+            signed = await read_frame(
+                stream, max_bytes=limits.max_roster, stall=limits.open_seconds
+            )
+            self._gate.consider_roster(link.peer, signed)
+        elif kind == BLOB:
+            find = functools.partial(self._gate.open_blob, link.peer)
+            await self._blobs.serve(stream, find)
+        elif kind == IDENTIFY:
+            answer = identify_message(
+                self._host.peer_id,
+                listen=self._reach.addresses(),
+                protocols=self.protocols,
+                observed=link.wire.remote,
+            )
+            await serve_identify(stream, answer, stall=limits.open_seconds)
+        elif kind == PING:
+            await serve_ping(stream, stall=limits.stall_seconds)
+        elif kind == HOP and self._relay is not None:
+            await self._relay.serve_hop(link, stream)
+        elif kind == STOP:
+            await self._serve_stop(link, stream)
+
+    async def _serve_stop(self, link: Link, stream: Stream) -> None:
+        """A relay brings a circuit; it is a connection like any other from here on."""
+        if not self._reach.holds(link.peer):
+            raise PeerUnreachable(f"{link.peer} brings a circuit and is no relay of ours")
+        await accept_stop(stream, admits=self._gate.is_member, seconds=self._limits.open_seconds)
+        await self._host.receive_through(stream, link.peer, self._carry)
+
+    async def _read_frames(self, session: Session, link: Link, stream: Stream) -> None:
+        """Hand the peer's frames to the node, as fast as it takes them; end with the link."""
+        limits = self._limits
+        rate, may_at = limits.frames_per_second, 0.0
+        try:
+            while True:
+                frame = await read_frame(
+                    stream, max_bytes=limits.max_frame, stall=limits.stall_seconds
+                )
+                while not session.announced.is_set():
+                    await session.announced.wait()
+                await self._tell.send(FrameReceived(session.peer, frame))
+                # A token bucket of one second: who sends faster is read more slowly.
+                now = trio.current_time()
+                may_at = max(may_at, now - 1.0) + 1 / rate
+                await trio.sleep_until(may_at)
+        except PeerUnreachable:
+            link.abort()  # a peer that speaks to us no more is not connected
+            raise
