@@ -11,6 +11,7 @@ data directory must not look like a new budget.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import re
 import tomllib
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -71,6 +73,12 @@ def _exact(value: object) -> Fraction:
     return Fraction(str(value))
 
 
+def _network(text: str) -> str:
+    """A network that `ipaddress` understands, as it stands; told wrong with its own words."""
+    ipaddress.ip_network(text)
+    return text
+
+
 Exact = Annotated[Fraction, BeforeValidator(_exact)]
 
 
@@ -94,6 +102,10 @@ class Network(_Section):
     id: str = Field(default="", pattern="^([0-9a-f]{64})?$")  # "" = from the first roster given
     bootstrap: tuple[Path, ...] = ()
     rejoin: bool = True  # after a crash or a reboot; `p2pfed leave` is remembered apart
+    relay: bool = False  # lead members to those that can only dial out; it sees ciphertext only
+    reach: Literal["auto", "always", "never"] = "auto"  # when others reach this node by relays too
+    allowed_networks: tuple[Annotated[str, AfterValidator(_network)], ...] = ()  # CIDR; () = any
+    upload_limit_mbit: float = Field(default=0, ge=0, le=1_000_000)  # a second, of bulk; 0 = none
 
 
 class Admin(_Section):

@@ -34,11 +34,12 @@ NOON = dt.datetime(2026, 6, 1, 12, tzinfo=dt.UTC)
 
 
 class FakeNetwork:
-    """Remembers what it was asked; `files` are what peers would give."""
+    """Remembers what it was asked; `files` are what peers would give, `figures` what it tells."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[Any, ...]] = []
         self.files: dict[tuple[str, bytes], bytes] = {}
+        self.figures: dict[str, PeerStats] = {}
         self.tell, self.events = trio.open_memory_channel[Any](1000)
         self.on_send = lambda peer, frame: None
 
@@ -71,7 +72,7 @@ class FakeNetwork:
         await trio.Path(destination).write_bytes(data)
 
     def stats(self, peer: str) -> PeerStats:
-        return PeerStats(0, 0, None, None, "", None, 0)
+        return self.figures.get(peer, PeerStats(0, 0, None, None, "", None, 0))
 
     def totals(self) -> NetworkTotals:
         return NetworkTotals(0, 0, 0, 0, 0, 0, 0)

@@ -131,6 +131,48 @@ def test_all_mistakes_are_told_at_once(write):
         assert f"{key}:" in text
 
 
+def test_networks_and_limits_of_the_network_are_read(write):
+    file = write(
+        """
+        [node]
+        name = "h"
+        data_dir = "state"
+        [network]
+        relay = true
+        reach = "never"
+        allowed_networks = ["10.0.0.0/8", "2001:db8::/32"]
+        upload_limit_mbit = 2.5
+        [train]
+        enabled = false
+        """
+    )
+    network = load_settings(file).network
+    assert network.relay
+    assert network.reach == "never"
+    assert network.allowed_networks == ("10.0.0.0/8", "2001:db8::/32")
+    assert network.upload_limit_mbit == 2.5
+
+
+def test_what_is_no_network_is_told_with_the_reason(write):
+    text = mistakes(
+        write(
+            """
+            [node]
+            name = "h"
+            data_dir = "state"
+            [network]
+            reach = "perhaps"
+            allowed_networks = ["10.0.0.1/8", "clinic"]
+            upload_limit_mbit = -1
+            """
+        )
+    )
+    assert "network.allowed_networks.0: Value error, 10.0.0.1/8 has host bits set" in text
+    assert "network.allowed_networks.1: Value error, 'clinic' does not appear to be" in text
+    assert "network.reach:" in text
+    assert "network.upload_limit_mbit:" in text
+
+
 def test_all_mistakes_about_this_machine_are_told_at_once(write):
     text = mistakes(
         write(

@@ -135,7 +135,7 @@ def test_the_list_of_benchmarks_names_each_of_them():
         [ROOT / "scripts" / "bench"], capture_output=True, text=True, check=True
     ).stdout
     names = [line.split()[0] for line in told.splitlines()]
-    expected = "demo encode flamby fold gossip hearts privacy robust round simulate startup utility"
+    expected = "demo encode flamby fold gossip hearts network privacy robust round simulate startup utility"
     assert names == expected.split()
 
 

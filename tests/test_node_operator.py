@@ -16,6 +16,7 @@ from node_parts import FakeTrainer, a_node
 from p2pfed.errors import ConfigError, NotFound, P2PFedError, PolicyError
 from p2pfed.gossip.events import Received, Tick
 from p2pfed.identity.roster import Revocation
+from p2pfed.network import PeerStats
 from p2pfed.node import operator
 from p2pfed.node.directory import file_digest
 from p2pfed.wire.messages import Witness, encode_message
@@ -67,6 +68,17 @@ async def test_a_peer_is_found_by_name_by_id_and_by_a_unique_beginning(tmp_path)
         for text in ("h9", "", "12D3", "h", peer_of(0), "\0", "../x"):
             with pytest.raises(NotFound):
                 node.operator.peer(text)
+
+
+async def test_a_peer_is_shown_with_the_way_that_leads_to_it(tmp_path):
+    async with a_node(tmp_path) as node:
+        await node.operator.join(roster=node.consortium.signed[-1], bootstrap=[])
+        assert node.operator.peer("h1")["path"] is None
+        for peer, via in ((peer_of(1), ""), (peer_of(2), peer_of(1))):
+            node.shell.network.figures[peer] = PeerStats(1, 2, 0.0, "outbound", via, 0.012, 0)
+        assert node.operator.peer("h1")["path"] == "direct"
+        assert node.operator.peer("h1")["path_rtt_ms"] == 12
+        assert node.operator.peer("h2")["path"] == "relay h1"
 
 
 async def test_why_a_node_does_not_contribute_is_said_in_words(tmp_path):

@@ -29,6 +29,10 @@ announce = []                  # public multiaddrs, when they differ from `liste
 id = ""                        # 64 hex digits; "" takes it from the first roster you join with
 bootstrap = []                 # files with the peers to ask first
 rejoin = true                  # after a crash or a reboot; a `p2pfed leave` is remembered apart
+relay = false                  # true: lead members to those that can only dial out
+reach = "auto"                 # by relays too: auto (while nobody dials us), always or never
+allowed_networks = []          # e.g. ["10.0.0.0/8"]: nobody else is dialled or heard; [] is all
+upload_limit_mbit = 0          # a second, for models and updates; 0 is no limit
 
 [admin]
 # socket = "admin.sock"        # default: data_dir/admin.sock; at most 107 bytes

@@ -111,6 +111,10 @@ async def _serve(
                 listen=settings.node.listen,
                 announce=settings.node.announce,
                 gatekeeper=gate,
+                reach=settings.network.reach,
+                relay=settings.network.relay,
+                allowed_networks=settings.network.allowed_networks,
+                upload_bytes_per_second=settings.network.upload_limit_mbit * 125_000 or None,
             ) as network,
             trio.open_nursery() as nursery,
         ):

@@ -21,6 +21,7 @@ from p2pfed.gossip.progress import Phase
 from p2pfed.identity.bootstrap import BootstrapList
 from p2pfed.identity.roster import Roster
 from p2pfed.identity.run import Run
+from p2pfed.network import PeerStats
 from p2pfed.node.archive import Archive
 from p2pfed.node.shell import Shell
 
@@ -69,6 +70,7 @@ class View:
             "privacy": self.privacy(),
             "peers": {s.value: states.count(s) for s in State},
             "traffic": {"sent_bytes": totals.bytes_sent, "received_bytes": totals.bytes_received},
+            "relay": {"circuits": totals.circuits, "relayed_bytes": totals.relayed_bytes},
             "trainer": self._trainer_line(),
             "health": self._health(),
         }
@@ -194,7 +196,8 @@ class View:
             "state": peer.state.value,
             "round": beat.round if beat is not None else None,
             "rtt_ms": None if peer.rtt is None else round(1000 * peer.rtt, 1),
-            "path": "direct" if peer.connected else None,
+            "path": self._path(stats),
+            "path_rtt_ms": None if stats.rtt is None else round(1000 * stats.rtt, 1),
             "sent_bytes": stats.bytes_sent,
             "received_bytes": stats.bytes_received,
             "model_hash": beat.model_hash.hex() if beat is not None else "",
@@ -206,6 +209,13 @@ class View:
             "addresses": list(peer.addresses),
             "blocked": peer.peer_id in self._shell.blocked,
         }
+
+    def _path(self, stats: PeerStats) -> str | None:
+        """`direct`, or the name of the relay in between."""
+        if stats.direction is None:
+            return None
+        relay = self._core.membership.get(stats.via)
+        return "direct" if not stats.via else f"relay {relay.name if relay else stats.via}"
 
     def peer(self, peer: str) -> dict[str, Any]:
         """One member by peer id, by a unique beginning of it, or by name."""
