@@ -1,17 +1,18 @@
 """The host: listening sockets, the handshake, and the gate.
 
-It is assembled from py-libp2p's parts (Noise XX, yamux, keys) and not from its swarm: the swarm
+It is assembled from py-libp2p's parts (Noise XX, keys) and not from its swarm: the swarm
 gives an inbound connection's slot back only at shutdown, listens with SO_REUSEPORT, refuses for
 60 s to dial a peer that was down, resets streams inside a shield which a frozen peer never ends,
 and dies of any handler's exception. Only Noise and yamux over TCP exist here; there is no
-plaintext, TLS, mplex, QUIC, identify, ping, DHT, mDNS or UPnP to switch off.
+plaintext, TLS, mplex, QUIC, DHT, mDNS or UPnP to switch off.
 
 Invariant: a peer that is not a member (a *stranger*) gets the Noise handshake, the choice of yamux
 and yamux's own control frames, and no byte of any protocol. It may send one roster, on its first
 stream, within ``stranger_seconds``; nobody is dialled who is not a member.
 
 Source: libp2p/specs noise/README.md, connections/README.md.
-Not here: streams and deadlines of one connection (``link``), who is dialled and when (``peers``).
+Not here: streams and deadlines of one connection (``link``), who is dialled and when
+(``dialling``).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from p2pfed.network import multistream
 from p2pfed.network.addresses import parse_direct
 from p2pfed.network.framing import deadline, read_frame
 from p2pfed.network.link import Link
-from p2pfed.network.noise import NOISE, Handshake
+from p2pfed.network.noise import NOISE, Handshake, keep_freed_memory
 from p2pfed.network.pace import Pace
 from p2pfed.network.wire import RelayedWire, TcpWire
 from p2pfed.network.yamux import YAMUX
@@ -92,6 +93,7 @@ class Host:
         # The library logs ordinary churn as errors; what matters is logged here, once.
         for name in ("libp2p", "multiaddr"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        keep_freed_memory()
         keys = create_new_key_pair(seed)
         self.peer_id = str(ID.from_pubkey(keys.public_key))
         self.refused = 0

@@ -38,8 +38,8 @@ __all__ = ["Link", "Stream"]
 
 logger = logging.getLogger(__name__)
 
-_RECORDS = 4  # in one write to the socket: 256 KiB
-_SLOW = 0.05  # seconds; a connection that takes longer for a write gets one record at a time
+_RECORDS = 8  # in one write to the socket, at most: 512 KiB
+_SLOW = 0.05  # seconds; a connection that takes longer for a write gets shorter ones
 
 
 class _Bell:
@@ -286,7 +286,7 @@ class Link:
             self.flush()
 
     async def _write(self) -> None:
-        records = _RECORDS
+        records = 1
         while True:
             began = trio.current_time()
             delay = self._pace.delay(began)
@@ -302,7 +302,8 @@ class Link:
             self._pace.spend(len(sealed), began)
             with deadline(self._limits.stall_seconds, "writing"):
                 await self.wire.write(sealed)
-            records = _RECORDS if trio.current_time() - began < _SLOW else 1
+            is_slow = trio.current_time() - began > _SLOW
+            records = max(records // 2, 1) if is_slow else min(2 * records, _RECORDS)
 
     async def _watch(self) -> None:
         """Ping; end when nothing was heard for ``idle_seconds``."""

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from p2pfed.network.wire import Buffer, Wire
 
 __all__ = ["MAX_PLAINTEXT", "NOISE", "Channel", "Handshake", "Opener", "Sealer"]
+__all__ += ["keep_freed_memory"]
 
 NOISE = str(PROTOCOL_ID)
 TAG = 16
@@ -48,6 +49,16 @@ _LENGTH = struct.Struct("!H")
 _NONCE = struct.Struct("<4xQ")
 # A header and its body are put together here; no task is switched while it is in use.
 _scratch = memoryview(bytearray(MAX_PLAINTEXT))
+
+
+def keep_freed_memory() -> None:
+    """Have the allocator keep some megabytes that were freed.
+
+    glibc gives the top of the heap back and takes it again with every few records, and the page
+    faults cost as much as decrypting. It stops once a large block was freed: mallopt(3), "dynamic
+    mmap threshold". Elsewhere this does nothing.
+    """
+    bytearray(16 * 1024 * 1024)
 
 
 class Sealer:
