@@ -19,8 +19,8 @@ from p2pfed.simulate.scenario import load_scenario, read_scenario
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = (
-    "clocks equivocator far-ahead flapping forget leavers one-way partition-long partition-short"
-    " rollback rosters slow"
+    "clocks equivocator far-ahead flapping forget frozen leavers one-way partition-long"
+    " partition-short rollback rosters slow"
 )
 
 

@@ -36,7 +36,19 @@ from p2pfed.wire.messages import (
     decode_message,
     encode_message,
 )
-from p2pfed.wire.spreading import Claims, Crowded, Held, Ping, Portion, Wanted
+from p2pfed.wire.spreading import (
+    MAX_AGE,
+    MAX_ASKED,
+    AskHeard,
+    Claims,
+    Crowded,
+    Doubted,
+    Heard,
+    Held,
+    Ping,
+    Portion,
+    Wanted,
+)
 
 H4 = st.binary(min_size=4, max_size=4)
 H8 = st.binary(min_size=8, max_size=8)
@@ -81,6 +93,15 @@ MESSAGES = st.one_of(
     st.builds(Wanted, H4, H4, st.lists(st.builds(Portion, ROUNDS, SEATS)).map(tuple)),
     st.builds(Claims, H4, H8, st.lists(st.tuples(H4, SEATS)).map(tuple)),
     st.builds(Ping, st.integers(0, (1 << 63) - 1)),
+    st.builds(
+        AskHeard, st.integers(0, (1 << 63) - 1), st.lists(TEXTS, max_size=MAX_ASKED).map(tuple)
+    ),
+    st.builds(
+        Heard,
+        st.integers(0, (1 << 63) - 1),
+        st.lists(st.tuples(TEXTS, st.integers(0, MAX_AGE)), max_size=MAX_ASKED).map(tuple),
+    ),
+    st.builds(Doubted, st.booleans()),
     st.builds(Have, H32, st.integers(DOCUMENTS, 1 << 31), st.booleans(), NAMES),
     st.builds(Want, H32, NAMES),
     st.builds(Facts, BLOBS, BLOBS, BLOBS),
@@ -114,6 +135,9 @@ ONE_OF_EACH = [
     Claims(b"o" * 4, b"d" * 8, ((b"r" * 4, b"\x00\x05\x01\x81\x01"), (b"", b"\x02\x04"))),
     Crowded(),
     Ping(7),
+    AskHeard(7, (peer_of(0), peer_of(1))),
+    Heard(7, ((peer_of(0), 2600), (peer_of(1), 0))),
+    Doubted(True),
 ]
 
 
@@ -176,6 +200,13 @@ def test_no_item_of_a_message_may_be_of_another_type(message):
         pack("addresses", (("p", ("\x1b[2J",)),)),
         pack("facts", (b"not in an array",), (), ()),
         pack("facts", ((b"one", b"two"),), (), ()),
+        pack("ask-heard", 7, ("p",) * 33),
+        pack("ask-heard", 7, ("p" * 65,)),
+        pack("heard", 7, tuple(("p", 1) for _ in range(33))),
+        pack("heard", 7, (("p", -1),)),
+        pack("heard", 7, (("p", (1 << 40) + 1),)),
+        pack("heard", 7, (("p", True),)),
+        pack("doubted", 1),
         msgpack.packb("ack"),
         msgpack.packb({"ack": 1}),
         msgpack.packb({}),

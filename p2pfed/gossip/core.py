@@ -71,7 +71,7 @@ from p2pfed.wire.messages import (
     Witness,
     decode_message,
 )
-from p2pfed.wire.spreading import Claims, Crowded, Held, Ping, Wanted
+from p2pfed.wire.spreading import Held, SpreadingMessage, Wanted
 
 __all__ = ["Core"]
 
@@ -326,7 +326,7 @@ class Core:
                 return self._sync.on_have(peer.peer_id, message, now)
             case Want():
                 return self._sync.on_want(peer.peer_id, message)
-            case Held() | Wanted() | Claims() | Crowded() | Ping():
+            case _ if isinstance(message, SpreadingMessage):
                 return self._heartbeat.on_spreading(peer, message, now)
             case Facts():
                 return self._intake.facts(message, peer.peer_id)

@@ -34,7 +34,7 @@ from p2pfed.wire.messages import (
     Want,
     Witness,
 )
-from p2pfed.wire.spreading import Claims, Held, Wanted
+from p2pfed.wire.spreading import AskHeard, Claims, Doubted, Heard, Held, Wanted
 
 __all__ = ["BLOBS", "Bucket", "Guard", "Rate"]
 
@@ -66,6 +66,9 @@ _RATES: dict[type, Rate] = {
     AskCheckpoints: Rate(60, 2),
     AskWitness: Rate(60, 2),
     Witness: Rate(1 << 12, 1 << 6),  # headers to sign again
+    AskHeard: Rate(1 << 9, 1 << 6),  # suspects: all members once a second, and twice that
+    Heard: Rate(1 << 9, 1 << 6),
+    Doubted: Rate(60, 4),  # answered by beats to all, once a second
 }
 
 
@@ -124,6 +127,8 @@ def _cost(message: Message) -> float:
             return max(1, len(message.headers))
         case Wanted() | Held():
             return max(1, sum(8 * len(portion.seats) for portion in message.portions))
+        case AskHeard() | Heard():
+            return max(1, len(message.peers if isinstance(message, AskHeard) else message.ages))
         case Claims():
             return max(1, sum(len(records) for _, records in message.groups))
         case _:

@@ -2,7 +2,8 @@
 
 A beat says who one is and what one holds; where that is nothing new a `Ping` does. The answer gives
 the round-trip time. Up to `full_mesh` members everybody beats everybody; in a crowd a node beats
-its neighbours when others must know of it, and pings those that have been quiet. One neighbour at a
+its neighbours when others must know of it, and pings those that have been quiet, the next ones on
+the ring with every beat. Who is silent is asked for (`probing`). One neighbour at a
 time is shown what is held (`spread`, `sync`) and told what was heard of others (`rumours`).
 Addresses of others are hearsay: what a peer announced itself comes first, and the handshake decides
 in the end.
@@ -21,14 +22,26 @@ from p2pfed.errors import RemoteProtocolError
 from p2pfed.gossip.events import Disconnect, Effect, Note, Send, StopDialling
 from p2pfed.gossip.membership import Membership, Peer, State
 from p2pfed.gossip.neighbours import Neighbours
+from p2pfed.gossip.probing import Probing
 from p2pfed.gossip.rumours import Rumours
 from p2pfed.gossip.sync import Sync
 from p2pfed.wire.messages import Ack, Addresses, Beat, Message, encode_message
-from p2pfed.wire.spreading import Claims, Crowded, Held, Ping, SpreadingMessage, Wanted
+from p2pfed.wire.spreading import (
+    AskHeard,
+    Claims,
+    Crowded,
+    Doubted,
+    Heard,
+    Held,
+    Ping,
+    SpreadingMessage,
+    Wanted,
+)
 
 __all__ = ["Heartbeat", "send"]
 
 MAX_UNANSWERED = 16
+LEAST_TIMEOUT = 0.5  # seconds; two ticks of the other side: an answer in this time is never late
 ADDRESSES_AT_ONCE = 16
 ADDRESSES_AT_FIRST = 16  # told to a new neighbour
 TELLINGS = 3  # how often an address is told on that its owner told us
@@ -71,6 +84,7 @@ class Heartbeat:
         self._sequence = 0
         self._neighbours = Neighbours(membership, sync.seating, rng)
         self._rumours = Rumours(membership, sync.seating)
+        self._probing = Probing(membership, rng)
         self._untold: dict[str, int] = {}  # peer -> how often its addresses are still to be told
         self.tells_rounds = False
         self._said: Beat | None = None
@@ -83,11 +97,16 @@ class Heartbeat:
     def tick(self, now: float) -> list[Effect]:
         """Let time pass: verdicts on silent peers, beats, gossip with a random peer."""
         effects: list[Effect] = []
+        slept = self._membership.health.tick(now)
+        if slept:
+            self._membership.slept(slept, now)
+            effects.append(Note("node.stood-still", {"seconds": round(slept, 1)}))
         for peer in self._membership.tick(now):
             self._rumours.judged(peer)
             effects.append(Note(f"peer.{peer.state.value}", _named(peer)))
             if peer.state is State.AWAY and peer.connected:
                 effects.append(Disconnect(peer.peer_id, "silent for too long", blame=False))
+        effects += self._probing.tick(now)
         effects += self._neighbours.tick(now)
         if now >= self._next_beat:
             self._next_beat = now + self._liveness.beat_interval
@@ -113,7 +132,7 @@ class Heartbeat:
         peer = self._membership.get(peer_id)
         if peer is None or peer.state is State.REVOKED:
             return [Disconnect(peer_id, "not on the roster", blame=False)]
-        self._membership.link(peer)
+        self._membership.link(peer, now)
         effects: list[Effect] = [self._beat(peer, self._compose(0), now)]
         effects += self._known_addresses(peer_id)
         return [*effects, *self._sync.opening(peer_id), *self._rumours.opening(peer_id, now)]
@@ -157,8 +176,10 @@ class Heartbeat:
             self._said, self._said_at = beat, now
             partner = self._membership.get(self._neighbours.partner() or "")
             told = linked if not crowd else [partner] if partner is not None else []
-        quiet_after = self._liveness.quiet_after if crowd else 0.0
-        quiet = [p for p in linked if p.last_heard + quiet_after < now]
+        quiet_after = self._liveness.quiet_after
+        quiet = [
+            p for p in linked if not self._membership.rests(p) or p.silent_from + quiet_after < now
+        ]
         effects: list[Effect] = [self._beat(peer, beat, now) for peer in told]
         return effects + [
             send(p.peer_id, Ping(self._count(p, now))) for p in quiet if p not in told
@@ -242,8 +263,13 @@ class Heartbeat:
     def on_ack(self, peer: Peer, ack: Ack, now: float) -> list[Effect]:
         """The answer to one of our beats."""
         sent = peer.sent_at.pop(ack.sequence, None)
-        if sent is not None:
+        # What was asked before an outage and is answered after it measures the outage and not the
+        # path (Karn's algorithm; RFC 6298, section 3).
+        if sent is not None and sent >= peer.back_at:
             peer.rtt = now - sent
+            in_time = not peer.path.smoothed or peer.rtt <= max(peer.path.timeout, LEAST_TIMEOUT)
+            self._membership.health.answered(peer.peer_id, in_time=in_time)
+            peer.path.measure(peer.rtt)
         return []
 
     def on_leave(self, peer: Peer) -> list[Effect]:
@@ -281,3 +307,11 @@ class Heartbeat:
                 return self._neighbours.on_crowded(peer, now)
             case Ping():
                 return [send(peer.peer_id, Ack(message.sequence))]
+            case AskHeard():
+                return self._probing.on_question(peer, message, now)
+            case Heard():
+                return self._probing.on_answer(peer, message, now)
+            case Doubted():
+                speaks_up = self._probing.is_doubted(peer, message, now)
+                beat, linked = self._compose(0), self._membership.linked()
+                return [self._beat(p, beat, now) for p in linked] if speaks_up else []

@@ -1,25 +1,31 @@
 """Who is there: alive, suspect, away, left, revoked.
 
-*Left is not failed*: a peer that said goodbye is neither waited for nor dialled; a peer that fell
-silent is suspect after `suspect_after` seconds, away after `away_after`, and dialled for ever. Up
-to `full_mesh` members each one watches all others. In a larger network (`is_crowd`) a node watches
-its neighbours and believes what is claimed of the others (`claims`): a member of whom silence is
-claimed is suspect, and away if it does not speak up in time.
+*Left is not failed*: a peer that said goodbye is neither waited for nor dialled; a peer that is
+silent for longer than its path explains (`silence`) is suspect, then away, and dialled for ever.
+How long that takes depends on how well this node itself keeps up (`health`). Up to `full_mesh`
+members each one watches all others and asks some about the suspect (`probing`). In a larger network
+(`is_crowd`) a node watches its neighbours, the next ones on the ring closely, and believes what is
+claimed of the others (`claims`): a member of whom silence is claimed is suspect, and away if it
+does not speak up in time.
 
-Invariants: any message of a member makes it alive again; only the roster makes it a member or
-revokes it; time costs nothing where nothing is due. `version` grows whenever anybody's presence,
-run or willingness changes.
+Invariants: any message of a member makes it alive again; in a mesh nobody is suspect or away that
+this node hears itself, whoever says so; only the roster makes it a member or revokes it; time costs
+nothing where nothing is due. `version` grows whenever anybody's presence, run or willingness
+changes.
 
 Source: suspicion before verdict as in SWIM (Das, Gupta, Motivala 2002, section 4.2).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 
 from p2pfed.gossip.asked import PATIENCE
 from p2pfed.gossip.claims import Claim, Kind
+from p2pfed.gossip.health import LocalHealth
+from p2pfed.gossip.silence import Doubt, RoundTrip, away_after, suspect_after
 from p2pfed.identity.roster import Roster
 from p2pfed.wire.messages import Beat
 
@@ -44,8 +50,9 @@ class Liveness:
     Attributes:
         beat_interval: Between beats to all that are connected; in a crowd, only if they say
             anything new.
-        suspect_after: Silence until a peer is suspect.
-        away_after: Silence until it is away.
+        suspect_after: Least silence until a peer is suspect; longer on a long path.
+        away_after: Most silence until it is away.
+        away_least: Least silence until it is away, if enough others do not hear it either.
         gossip_interval: Between two contacts with random neighbours.
         brisk_interval: Between two contacts while deltas of a young round are new.
         digest_interval: Between digests of all rounds; else the newest rounds are shown.
@@ -61,8 +68,9 @@ class Liveness:
     """
 
     beat_interval: float = 1.0  # 200 bytes a second and peer
-    suspect_after: float = 4.0  # four missed beats
-    away_after: float = 10.0  # measured: a busy two-core node stalls up to 3 s
+    suspect_after: float = 2.5  # two missed beats; with a tick it is seen within 3 s
+    away_after: float = 14.5  # with a tick: within 15 s, wherever the peer is
+    away_least: float = 8.0  # measured: a busy two-core node stalls up to 3 s
     gossip_interval: float = 1.0
     brisk_interval: float = 0.25
     digest_interval: float = 5.0
@@ -87,11 +95,17 @@ class Peer:
     connected: bool = False
     watched: bool = False  # in a crowd: heard by ourselves, so the verdict is ours
     parting: bool = False  # the connection will end, and that means nothing
+    close: bool = False  # in a crowd: pinged every beat
+    probed: bool = False  # the same until it is heard, since others say that it is silent
     last_heard: float = float("-inf")
-    doubted_at: float = float("-inf")
+    silent_from: float = float("-inf")  # its silence counts from here: later if we stood still
+    linked_at: float = float("-inf")
+    doubt: Doubt | None = None  # while it is suspect
+    back_at: float = float("-inf")  # when it was last heard again after that
     vouched: int = -1  # newest round of which a delta came while it was not known to be there
     claim: Claim | None = None
-    rtt: float | None = None
+    rtt: float | None = None  # the last one
+    path: RoundTrip = field(default_factory=RoundTrip)
     beat: Beat | None = None
     addresses: tuple[str, ...] = ()
     sent_at: dict[int, float] = field(default_factory=dict)
@@ -107,6 +121,7 @@ class Membership:
 
     Attributes:
         own_id: This node.
+        health: How well this node itself keeps up.
         peers: By peer id, everyone who is or was a member.
         version: Grows with every change that matters to who is waited for.
         is_crowd: Whether there are too many members for everybody to be connected to everybody.
@@ -115,12 +130,14 @@ class Membership:
     def __init__(self, own_id: str, liveness: Liveness) -> None:
         self.own_id = own_id
         self.liveness = liveness
+        self.health = LocalHealth(liveness.beat_interval)
         self.peers: dict[str, Peer] = {}
         self.version = 0
         self.is_crowd = False
         self._linked: dict[str, Peer] = {}
         self._timed: dict[str, Peer] = {}  # alive or suspect, and to be judged by time
         self._next_verdict = float("inf")
+        self._factor = self.health.factor  # with which that was computed
 
     def adopt(self, roster: Roster) -> list[Peer]:
         """Bring the table in line with a roster."""
@@ -149,9 +166,9 @@ class Membership:
 
     # --- what is heard ---------------------------------------------------------------------------
 
-    def link(self, peer: Peer) -> None:
+    def link(self, peer: Peer, now: float = 0.0) -> None:
         """A connection to a peer is up."""
-        peer.connected = True
+        peer.connected, peer.linked_at = True, now
         self._linked[peer.peer_id] = peer
         self.version += 1
 
@@ -165,7 +182,7 @@ class Membership:
             peer.watched = peer.parting = False
             self._time(peer)
         if self.is_crowd and peer.watched:
-            peer.last_heard = now
+            peer.silent_from = now
             self._next_verdict = min(self._next_verdict, now)
 
     def beat(self, peer: Peer, beat: Beat) -> None:
@@ -177,7 +194,8 @@ class Membership:
 
     def heard(self, peer: Peer, now: float) -> bool:
         """A member spoke; returns whether that changed its state."""
-        peer.last_heard = now
+        peer.last_heard = peer.silent_from = now
+        peer.probed = False
         if peer.state is State.REVOKED:
             return False
         was_watched = peer.watched
@@ -226,8 +244,43 @@ class Membership:
 
     # --- time ------------------------------------------------------------------------------------
 
+    def slept(self, seconds: float, now: float) -> None:
+        """This node stood still: nobody was silent in that time, and nobody answered late."""
+        for peer in self.peers.values():
+            peer.silent_from = min(now, peer.silent_from + seconds)
+            peer.linked_at = min(now, peer.linked_at + seconds)
+            peer.sent_at.clear()
+            if peer.doubt is not None:
+                peer.doubt.since = min(now, peer.doubt.since + seconds)
+
+    def watch_closely(self, peers: Iterable[str], now: float) -> None:
+        """In a crowd: these are pinged every beat from now on, and no others."""
+        wanted = set(peers)
+        for peer in self.peers.values():
+            if peer.peer_id in wanted and not peer.close:
+                peer.silent_from = max(peer.silent_from, now)  # it had no reason to speak
+                self.reconsider()
+            peer.close = peer.peer_id in wanted
+
+    def probe(self, peer: Peer, now: float) -> None:
+        """In a crowd others say that this neighbour is silent: hear it now, or find so too."""
+        if not (peer.close or peer.probed) and now > peer.silent_from + self.patience(peer):
+            peer.probed, peer.silent_from = True, now
+            self.reconsider()
+
+    def rests(self, peer: Peer) -> bool:
+        """Whether a connected peer need not speak with every beat."""
+        return self.is_crowd and not (peer.close or peer.probed)
+
+    def reconsider(self) -> None:
+        """Something was learnt that may bring a verdict forward."""
+        self._next_verdict = float("-inf")
+
     def tick(self, now: float) -> list[Peer]:
         """Let time pass: silent peers become suspect, then away."""
+        if self.health.factor < self._factor:
+            self.reconsider()
+        self._factor = self.health.factor
         if now < self._next_verdict:
             return []
         changed = []
@@ -241,17 +294,26 @@ class Membership:
 
     def _verdict_at(self, peer: Peer) -> float:
         """When silence is long enough for the next verdict."""
-        live = self.liveness
-        if not self.is_crowd:
-            alive = peer.state is State.ALIVE
-            return peer.last_heard + (live.suspect_after if alive else live.away_after)
-        if peer.state is State.SUSPECT:
-            return peer.doubted_at + live.away_after - live.suspect_after
-        return peer.last_heard + live.suspect_after + (live.quiet_after if peer.connected else 0.0)
+        live, factor = self.liveness, self.health.factor
+        if peer.doubt is not None and self.is_crowd:
+            return peer.doubt.since + factor * (live.away_after - live.suspect_after)
+        if peer.doubt is not None:
+            since = max(peer.silent_from, peer.doubt.heard_at)
+            return since + factor * away_after(live, peer.path, peer.doubt)
+        rest = live.quiet_after if peer.connected and self.rests(peer) else 0.0
+        return peer.silent_from + self.patience(peer) + rest
+
+    def patience(self, peer: Peer) -> float:
+        """Silence after which this peer is suspect now, seconds."""
+        return self.health.factor * suspect_after(self.liveness, peer.path)
 
     def _turn(self, peer: Peer, state: State, now: float = 0.0) -> None:
-        if state is State.SUSPECT and peer.state is not State.SUSPECT:
-            peer.doubted_at = now
+        if state is not State.SUSPECT:
+            if state is State.ALIVE and peer.state in {State.SUSPECT, State.AWAY}:
+                peer.back_at = now
+            peer.doubt = None
+        elif peer.doubt is None:
+            peer.doubt = Doubt(now)
         if state is State.AWAY:
             peer.watched = False
         peer.state = state
@@ -276,6 +338,10 @@ class Membership:
     def linked(self) -> list[Peer]:
         """Peers that are connected."""
         return list(self._linked.values())
+
+    def suspects(self) -> list[Peer]:
+        """Peers that are suspect."""
+        return [p for p in self._timed.values() if p.state is State.SUSPECT]
 
     def present(self) -> list[Peer]:
         """Peers that are alive or suspect, and connected."""

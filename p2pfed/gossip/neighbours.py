@@ -1,7 +1,8 @@
 """With whom a node keeps a connection.
 
 Up to `full_mesh` members: with everybody. In a crowd: with the next two on the ring of sorted peer
-ids, which keeps the living connected, and with a few drawn at random, which keeps the ways short;
+ids, which keeps the living connected and each of them closely watched by two, at the same cost
+however many there are, and with a few drawn at random, which keeps the ways short;
 others choose this node likewise. Who cannot be reached is replaced; from time to time one that is
 absent is tried, so that two halves that lost each other meet again. Who has more neighbours than it
 cares for says so (`Crowded`), and those who chose it choose others.
@@ -93,6 +94,7 @@ class Neighbours:
         self._next_check = now + CHECK_INTERVAL
         self._checked = self._membership.version
         successors = self._successors(now)
+        self._membership.watch_closely(successors, now)
         effects = self._drop_unreachable(now) + self._drop_surplus(set(successors))
         wanted = [p for p in successors if p not in self._chosen]
         missing = self._live.neighbours - len(self._chosen) - len(wanted)

@@ -9,7 +9,7 @@ Invariant: in a network of at most `full_mesh` members nothing is said or believ
 from __future__ import annotations
 
 from p2pfed.gossip.claims import Hearsay, Kind
-from p2pfed.gossip.events import Effect, Note, Send, StopDialling
+from p2pfed.gossip.events import Disconnect, Effect, Note, Send, StopDialling
 from p2pfed.gossip.membership import Membership, Peer, State
 from p2pfed.gossip.seating import Seating
 from p2pfed.wire.messages import encode_message
@@ -89,10 +89,12 @@ class Rumours:
             peer = self._membership.get(peer_id)
             if peer is not None and claim.kind >= Kind.SILENT and self._membership.hears(peer):
                 effects.append(self._send(peer_id, self.hearsay.about(plan, peer_id, claim)))
+                self._membership.probe(peer, now)
                 continue
             self.hearsay.hear(peer_id, claim)
             if peer is not None and self._membership.claimed(peer, claim, now):
                 effects += self._noted(peer)
+                effects += self._renewed(peer)
         current = self._seating.current()
         if current is None or now < self._next_table:
             return effects
@@ -101,6 +103,13 @@ class Rumours:
             everything = self.hearsay.everything(current, compare=not message.groups)
             effects.append(self._send(sender.peer_id, everything))
         return effects
+
+    @staticmethod
+    def _renewed(peer: Peer) -> list[Effect]:
+        """Hang up on one that speaks to others and is silent to us: our connection is broken."""
+        if not peer.connected or peer.state is not State.ALIVE or peer.watched:
+            return []
+        return [Disconnect(peer.peer_id, "silent to us, while others hear it", blame=False)]
 
     def _noted(self, peer: Peer) -> list[Effect]:
         note = Note(f"peer.{peer.state.value}", {"peer": peer.peer_id, "name": peer.name})

@@ -34,6 +34,7 @@ DOINGS: Mapping[str, tuple[str, ...]] = {
     "restore": (),
     "weather*": ("loss", "spike", "spike_s", "latency_s"),
     "clog": ("until_s",),
+    "freeze": ("for_s",),
 }
 
 
@@ -99,6 +100,7 @@ def _details(
         "period_s": lambda key: table.number(key, 10.0, low=0.1),
         "until_s": lambda key: table.number(key, end, low=at_s, high=end),
         "down_s": lambda key: table.number(key, 0.0),
+        "for_s": lambda key: table.number(key, 10.0, low=0.1, high=1e6),
         "effects": lambda key: table.integer(key, -1, low=-1, high=1000),
         "from_round": lambda key: table.integer(key, 0),
         "skew_s": lambda key: table.number(key, 0.0, low=-1e8, high=1e8),

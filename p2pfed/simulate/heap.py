@@ -141,6 +141,7 @@ class EventHeap:
         node.incarnation += 1
         node.started_at = self.now
         node.dies_within = None
+        node.frozen_until, node.unseen = 0.0, []
         book = RosterBook(read=self._read_roster)
         for signed in node.disk.rosters:
             book.restore(signed)
@@ -169,6 +170,25 @@ class EventHeap:
         self.later(delay, self._tick, node, node.incarnation)
         self.later(delay, self._sync, node, node.incarnation)
 
+    def freeze(self, node: SimulatedNode, seconds: float) -> None:
+        """Stop a node's process; what reaches its machine meanwhile waits."""
+        node.frozen_until = max(node.frozen_until, self.now + seconds)
+        self.later(seconds, self._thaw, node, node.incarnation)
+
+    def _thaw(self, node: SimulatedNode, incarnation: int) -> None:
+        if node.incarnation == incarnation and self.now >= node.frozen_until:
+            self.thaw(node)
+
+    def thaw(self, node: SimulatedNode) -> None:
+        """It goes on: with all that waits, or with what its clock says first, as chance has it."""
+        node.frozen_until = self.now
+        if self.rng.random() < 0.5:
+            self.give(node, Tick(node.clock.wall(self.now)))
+        unseen, node.unseen = node.unseen, []
+        incarnation = node.incarnation
+        for event in unseen:
+            self._deliver_event(node, incarnation, event)
+
     def crash(self, node: SimulatedNode, *, lose: bool = False) -> None:
         """The process is gone; what was stored stays, but for what was not synced if `lose`."""
         node.core = None
@@ -195,6 +215,9 @@ class EventHeap:
     def give(self, node: SimulatedNode, event: Event) -> None:
         """Hand an event to a node now."""
         if node.core is None:
+            return
+        if self.now < node.frozen_until:
+            node.unseen.append(event)
             return
         self.events += 1
         if self._trace is not None:
@@ -229,8 +252,9 @@ class EventHeap:
     def _tick(self, node: SimulatedNode, incarnation: int) -> None:
         if node.incarnation != incarnation:
             return
-        self.wires.connect(node)
-        self.give(node, Tick(node.clock.wall(self.now)))
+        if self.now >= node.frozen_until:
+            self.wires.connect(node)
+            self.give(node, Tick(node.clock.wall(self.now)))
         self.later(self._timers.tick_s / node.clock.rate, self._tick, node, incarnation)
 
     def _sync(self, node: SimulatedNode, incarnation: int) -> None:

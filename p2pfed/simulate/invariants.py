@@ -239,6 +239,7 @@ class Invariants:
         """The honest nodes of the island that holds enough of the weight, if there is one."""
         if self._timeline.is_rough:
             return None
+        now = self._heap.now
         roster = self._cast.rosters[-1]
         whole = sum(m.samples for m in roster.members if m.trains)
         islands: dict[int, list[SimulatedNode]] = {}
@@ -247,7 +248,7 @@ class Invariants:
             progress = core.progress if core is not None else None
             if roster.member(node.peer_id) is None or progress is None or node.slowness > 10:
                 continue
-            if node.peer_id in self._timeline.left:
+            if node.peer_id in self._timeline.left or now < node.frozen_until:
                 continue
             if core is not None and not core.why_not_contributing():
                 islands.setdefault(self._timeline.island_of(node.peer_id), []).append(node)

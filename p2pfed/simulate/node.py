@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pfed.gossip.core import Core
-from p2pfed.gossip.events import Note
+from p2pfed.gossip.events import Event, Note
 from p2pfed.gossip.fold import ModelState
 from p2pfed.gossip.replay import MemoryCheckpoints, Replay
 from p2pfed.identity.keys import peer_id_of
@@ -179,6 +179,8 @@ class SimulatedNode:
         self.born_at = 0.0  # when it was first started
         self.started_at = 0.0
         self.slowness = 1.0  # latency and training take so many times longer
+        self.frozen_until = 0.0  # stopped: its process sees and does nothing till then
+        self.unseen: list[Event] = []  # what it will see then, all at once
         self.dies_within: int | None = None  # effects it still performs of the next list, then dies
         self.replay: Replay | None = None
         self.model: NDArray[np.int32] = np.zeros(0, np.int32)

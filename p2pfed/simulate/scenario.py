@@ -41,6 +41,8 @@ class Churn:
     partition_s: tuple[float, float] = (20.0, 120.0)
     clog_every_s: float = 0.0
     clog_s: tuple[float, float] = (5.0, 30.0)
+    freeze_every_s: float = 0.0
+    freeze_s: tuple[float, float] = (0.5, 3.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +301,8 @@ class _Reader:
             partition_s=table.pair("partition_s", usual.partition_s),
             clog_every_s=table.number("clog_every_s", 0.0),
             clog_s=table.pair("clog_s", usual.clog_s),
+            freeze_every_s=table.number("freeze_every_s", 0.0),
+            freeze_s=table.pair("freeze_s", usual.freeze_s),
         )
         table.done()
         return churn

@@ -68,6 +68,7 @@ class Timeline:
             (churn.crash_every_s, self._churn_crash),
             (churn.partition_every_s, self._churn_partition),
             (churn.clog_every_s, self._churn_clog),
+            (churn.freeze_every_s, self._churn_freeze),
         ):
             if every:
                 self._again(every, what)
@@ -144,6 +145,7 @@ class Timeline:
             "forget": lambda _e, m: self._revoke(m, 0),
             "weather": lambda e, _m: self._weather(e),
             "clog": lambda e, m: self._clog(m, e.details["until_s"] - self._heap.now),
+            "freeze": lambda e, m: self._freeze(m, e.details["for_s"]),
         }
         if event.do in whole:
             whole[event.do](event, members)
@@ -183,6 +185,13 @@ class Timeline:
         else:
             self.nodes[member].dies_within = effects
             self._heap.later(down_s or 1.0, self._restart, member)
+
+    def _freeze(self, members: Iterable[int], seconds: float) -> None:
+        nodes = (self.nodes.get(member) for member in members)
+        for node in [n for n in nodes if n is not None and n.core is not None]:
+            self._heap.freeze(node, seconds)
+        self._disturb()
+        self._heap.later(seconds, self._disturb)
 
     def _return(self, node: SimulatedNode) -> None:
         self.left.discard(node.peer_id)
@@ -325,6 +334,12 @@ class Timeline:
             start = self._chance.uniform(0, low)
             self._heap.later(start, self._clog, (member,), self._chance.uniform(low, high))
 
+    def _churn_freeze(self) -> None:
+        member = self._some_up()
+        seconds = self._chance.uniform(*self._scenario.churn.freeze_s)
+        if member is not None:
+            self._freeze((member,), seconds)
+
     # --- the end -------------------------------------------------------------------------------
 
     def heal_everything(self) -> None:
@@ -339,6 +354,8 @@ class Timeline:
         for member, node in sorted(self.nodes.items()):
             node.slowness = 1.0
             node.dies_within = None
+            if self._heap.now < node.frozen_until:
+                self._heap.thaw(node)
             self._start(member)
             self._return(node)
             self._heap.give(node, SetSharing(on=False))

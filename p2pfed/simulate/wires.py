@@ -96,6 +96,8 @@ class Wires:
         ids = (node.peer_id, other.peer_id)
         if node.core is None or other.core is None or cut(*ids) or cut(*reversed(ids)):
             return
+        if self._world.now < other.frozen_until:
+            return  # nobody there to shake hands with
         one, two = node.core.book.current, other.core.book.current
         if one is None or two is None:
             return

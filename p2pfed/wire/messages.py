@@ -21,8 +21,11 @@ from p2pfed.wire.delta import MAX_HEADER
 from p2pfed.wire.meetings import MEETING_READERS, MeetingMessage, meeting_items
 from p2pfed.wire.spreading import (
     READERS,
+    AskHeard,
     Claims,
     Crowded,
+    Doubted,
+    Heard,
     Held,
     Ping,
     SpreadingMessage,
@@ -282,7 +285,7 @@ def _encode(message: Message) -> bytes:  # noqa: C901, PLR0911 - one case per me
         case Checkpoints():
             offers = tuple((o.round, o.chain, o.digest, o.size) for o in message.offers)
             return pack("checkpoints", message.run_id, offers)
-        case Held() | Wanted() | Claims() | Crowded() | Ping():
+        case Held() | Wanted() | Claims() | Crowded() | Ping() | AskHeard() | Heard() | Doubted():
             return encode_spreading(message)
         case AskWitness():
             return pack("ask-witness")

@@ -6,7 +6,8 @@ hospitals is told in at most 128 bytes. Runs and rosters go by the first 4 bytes
 mix-up costs a question in vain, never a wrong belief, for what arrives is checked by itself.
 
 What they mean is told in `gossip/spread.py` (Held, Wanted), `gossip/rumours.py` (Claims),
-`gossip/neighbours.py` (Crowded) and `gossip/heartbeat.py` (Ping).
+`gossip/neighbours.py` (Crowded), `gossip/heartbeat.py` (Ping) and `gossip/probing.py` (AskHeard,
+Heard, Doubted: the talk about a suspect, by peer id, since it is of a small network).
 """
 
 from __future__ import annotations
@@ -17,12 +18,17 @@ from dataclasses import dataclass, field
 from p2pfed.wire.codec import Items, pack
 
 __all__ = [
+    "MAX_AGE",
+    "MAX_ASKED",
     "MAX_PORTIONS",
     "PREFIX_BYTES",
     "READERS",
     "TABLE_DIGEST_BYTES",
+    "AskHeard",
     "Claims",
     "Crowded",
+    "Doubted",
+    "Heard",
     "Held",
     "Ping",
     "Portion",
@@ -37,6 +43,8 @@ MAX_PORTIONS = 64
 MAX_SEAT_BYTES = 129  # a kind and 1024 seats
 MAX_CLAIMS_BYTES = 1 << 14  # 1024 records of at most 12 bytes
 MAX_ROUND = 1 << 31
+MAX_ASKED = 32  # members of a network that is no crowd
+MAX_AGE = 1 << 40  # milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +115,40 @@ class Ping:
     sequence: int
 
 
-SpreadingMessage = Held | Wanted | Claims | Crowded | Ping
+@dataclass(frozen=True, slots=True)
+class AskHeard:
+    """These are silent to me: when did you last hear them? Answered by `Heard`."""
+
+    sequence: int
+    peers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """How long ago I heard whom.
+
+    Attributes:
+        sequence: Of the question.
+        ages: (peer id, milliseconds since its last word); those of whom nothing is known are left
+            out.
+    """
+
+    sequence: int
+    ages: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Doubted:
+    """You are suspect: speak up.
+
+    Attributes:
+        first_hand: You are silent to me; else to somebody that asked me.
+    """
+
+    first_hand: bool
+
+
+SpreadingMessage = Held | Wanted | Claims | Crowded | Ping | AskHeard | Heard | Doubted
 
 
 def encode_spreading(message: SpreadingMessage) -> bytes:
@@ -125,6 +166,12 @@ def encode_spreading(message: SpreadingMessage) -> bytes:
             return pack("crowded")
         case Ping():
             return pack("ping", message.sequence)
+        case AskHeard():
+            return pack("ask-heard", message.sequence, message.peers)
+        case Heard():
+            return pack("heard", message.sequence, message.ages)
+        case Doubted():
+            return pack("doubted", message.first_hand)
 
 
 def _read_seats(items: Items) -> Portion:
@@ -160,10 +207,17 @@ def _read_claims(items: Items) -> Claims:
     )
 
 
+def _read_age(items: Items) -> tuple[str, int]:
+    return items.text(64), items.integer(0, MAX_AGE)
+
+
 READERS: dict[str, Callable[[Items], SpreadingMessage]] = {
     "held": _read_held,
     "wanted": _read_wanted,
     "claims": _read_claims,
     "crowded": lambda _: Crowded(),
     "ping": lambda items: Ping(items.integer()),
+    "ask-heard": lambda items: AskHeard(items.integer(), items.texts(MAX_ASKED, 64)),
+    "heard": lambda items: Heard(items.integer(), items.many(_read_age, MAX_ASKED)),
+    "doubted": lambda items: Doubted(items.flag()),
 }
