@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import configparser
+import dataclasses
 import importlib
 import inspect
 import re
@@ -22,6 +23,7 @@ from p2pfed.cli.main import COMMANDS
 from p2pfed.cli.options import Parser
 from p2pfed.config import Settings
 from p2pfed.identity.run import Run
+from p2pfed.network import Limits
 from p2pfed.wire.delta import Header
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -135,8 +137,8 @@ def test_the_list_of_benchmarks_names_each_of_them():
         [ROOT / "scripts" / "bench"], capture_output=True, text=True, check=True
     ).stdout
     names = [line.split()[0] for line in told.splitlines()]
-    expected = "demo encode flamby fold gossip hearts network privacy robust round simulate startup utility"
-    assert names == expected.split()
+    expected = "demo encode flamby fold gossip hearts network privacy robust round simulate startup"
+    assert names == [*expected.split(), "utility"]
 
 
 def test_the_lock_pins_everything_with_a_hash_and_names_no_place():
@@ -189,3 +191,11 @@ def test_setup_lists_what_the_package_imports_and_nothing_in_vain():
     found = packages_distributions()
     needed = {_normal(found[name][0]) for name in modules - {"p2pfed"}}
     assert listed == needed
+
+
+def test_the_table_of_bounds_is_that_of_the_code():
+    units = {"": 1, "s": 1, "KiB": 1024, "MiB": 1024**2}
+    text = (ROOT / "docs" / "network.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) ?(\w*) \|", text, re.MULTILINE)
+    written = {name: float(number) * units[unit] for name, number, unit in rows}
+    assert written == dataclasses.asdict(Limits())

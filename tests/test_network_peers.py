@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import os
 import signal
@@ -126,10 +125,6 @@ async def child(name: str, listen: str = LOOPBACK[0]):
         with trio.CancelScope(shield=True):
             await process.wait()
         await process.stdout.aclose()
-
-
-def test_the_library_is_the_version_whose_internals_link_py_uses():
-    assert importlib.metadata.version("libp2p") == "0.8.1"
 
 
 async def test_two_members_exchange_frames_both_ways():

@@ -1,7 +1,7 @@
 """A flow: one yamux stream's state, its two windows and what waits on either side. No I/O.
 
-Invariants: ``window + held <= share``; what came is held in memory of at most a small factor of
-its bytes, however small the pieces are; nothing is emitted beyond the peer's window.
+Invariants: ``window + awaited + held <= share``; what came is held in memory of at most a small
+factor of its bytes, however small the pieces are; nothing is emitted beyond the peer's window.
 
 Not here: frames, numbers and the bounds of the whole connection (``yamux``), waiting (``link``).
 """
@@ -34,9 +34,10 @@ class Flow:
         held: Bytes in ``inbox``.
         outbox: What was pushed and not yet emitted.
         begun: Some of what was pushed has been emitted.
-        share: Our window with all that counts against it: ``window``, ``held``, and what was taken
-            and not granted again.
+        share: Our window with all that counts against it: ``window``, ``awaited``, ``held``, and
+            what was taken and not granted again.
         window: Bytes that the peer may still send.
+        awaited: Bytes of a frame whose header has come and which have not.
         credit: Bytes that we may still send.
         is_ending: We send nothing after ``outbox`` but FIN.
         sent_fin: That is sent.
@@ -53,6 +54,7 @@ class Flow:
     begun: bool = False
     share: int = INITIAL_WINDOW
     window: int = INITIAL_WINDOW
+    awaited: int = 0
     credit: int = INITIAL_WINDOW
     is_ending: bool = False
     sent_fin: bool = False
@@ -65,7 +67,7 @@ class Flow:
         """Whether :meth:`emit` or the FIN is due."""
         if self.outbox:
             return self.credit > 0
-        return self.is_ending and not self.sent_fin
+        return self.is_ending and not (self.sent_fin or self.is_reset)
 
     @property
     def is_over(self) -> bool:
@@ -88,8 +90,14 @@ class Flow:
         """Emit nothing more of what was pushed."""
         self.outbox = _NOTHING
 
+    def expect(self, count: int) -> None:
+        """A frame of so many bytes begins."""
+        self.window -= count
+        self.awaited += count
+
     def keep(self, piece: memoryview, record: int) -> None:
-        """Take in what came, a part of a record of so many bytes."""
+        """Take in what came of it, a part of a record of so many bytes."""
+        self.awaited -= len(piece)
         self.held += len(piece)
         last = self.inbox[-1] if self.inbox else None
         if len(piece) >= _SMALL and 2 * len(piece) >= record:
@@ -120,7 +128,7 @@ class Flow:
         Returns:
             By how much the share grew, and the window; (0, 0) while it is too early.
         """
-        taken = self.share - self.window - self.held
+        taken = self.share - self.window - self.awaited - self.held
         if 2 * taken < self.share or self.is_finished or self.is_reset:
             return 0, 0
         growth = max(0, min(self.share, largest - self.share, free))

@@ -246,7 +246,9 @@ class Host:
                 raise
             except Exception as broken:  # arbitrary bytes make the library raise anything
                 raise RemoteProtocolError(f"the handshake failed: {broken!r}") from broken
-        link = Link(channel, inbound=peer is None, limits=self._limits, pace=self._pace)
+        # The bytes of a circuit are paid for by the link that carries it.
+        pace = Pace() if wire.via else self._pace
+        link = Link(channel, inbound=peer is None, limits=self._limits, pace=pace)
         if link.peer == self.peer_id or (peer is not None and link.peer != peer):
             raise RemoteProtocolError(f"{link.peer} answered in the place of {peer}")
         return link

@@ -36,7 +36,7 @@ class Limits:
     streams: int = 32  # of one side on one link, circuits that pass through us included
     # Grows to it while the reader keeps up: 400 Mbit/s at a round-trip time of 80 ms.
     window: int = 4 * _MIB
-    unread_bytes: int = 16 * _MIB  # all windows of a link: 64 at 256 KiB, or four grown ones
+    unread_bytes: int = 24 * _MIB  # all windows of a link: 64 at 256 KiB, and two grown ones
     dial_seconds: float = 5.0
     redial_first: float = 0.3  # a restarted daemon is back within a second
     redial_most: float = 5.0

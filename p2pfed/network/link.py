@@ -23,6 +23,7 @@ import trio
 from p2pfed.errors import P2PFedError, PeerUnreachable, RemoteProtocolError
 from p2pfed.network import multistream
 from p2pfed.network.framing import deadline
+from p2pfed.network.noise import MAX_PLAINTEXT
 from p2pfed.network.yamux import Bounds, Muxer
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Stream:
             PeerUnreachable: The stream was reset, or the connection is gone.
         """
         flow = self._flow
+        await trio.lowlevel.checkpoint_if_cancelled()  # before anything is taken
         while not flow.held:
             self._check()
             if flow.is_finished:
@@ -84,7 +86,6 @@ class Stream:
             await self.changed.wait()
         taken = self._muxer.take(flow, n)
         self.link.flush()
-        await trio.lowlevel.checkpoint_if_cancelled()
         return taken
 
     async def write(self, data: Buffer) -> None:
@@ -93,6 +94,7 @@ class Stream:
         Raises:
             PeerUnreachable: The stream was reset, or the connection is gone.
         """
+        await trio.lowlevel.checkpoint_if_cancelled()
         self._check()
         self._muxer.push(self._flow, data)
         self.link.flush()
@@ -144,6 +146,7 @@ class Link:
         rtt: Round-trip time of the last ping, seconds; None before the first.
         carried: Whether the peer has let us open a stream.
         settled: Set once it is decided what the link is for, or it has ended.
+        unspoken: Protocols that the peer has said it does not speak.
         broke_protocol: Whether that is why it ended.
         is_over: Nothing can be read or written any more.
         done: Set then.
@@ -156,6 +159,7 @@ class Link:
         self.rtt: float | None = None
         self.carried = False
         self.settled = trio.Event()
+        self.unspoken: set[str] = set()
         self.broke_protocol = False
         self.is_over = False
         self.done = trio.Event()
@@ -264,7 +268,9 @@ class Link:
                     await multistream.announce(stream, protocol)
                 else:
                     await multistream.propose(stream, protocol, stall=self._limits.open_seconds)
-        except BaseException:
+        except BaseException as failed:
+            if isinstance(failed, RemoteProtocolError):
+                self.unspoken.add(protocol)
             stream.discard()
             raise
         return stream
@@ -290,7 +296,8 @@ class Link:
         while True:
             began = trio.current_time()
             delay = self._pace.delay(began)
-            pieces, drained = self._muxer.batch(records, urgent_only=delay > 0)
+            most = max(min(records, self._pace.burst // MAX_PLAINTEXT), 1)
+            pieces, drained = self._muxer.batch(int(most), urgent_only=delay > 0)
             if not pieces:
                 self._channel.rest()
                 with trio.move_on_after(delay or float("inf")):
@@ -302,8 +309,10 @@ class Link:
             self._pace.spend(len(sealed), began)
             with deadline(self._limits.stall_seconds, "writing"):
                 await self.wire.write(sealed)
-            is_slow = trio.current_time() - began > _SLOW
-            records = max(records // 2, 1) if is_slow else min(2 * records, _RECORDS)
+            if trio.current_time() - began > _SLOW:
+                records = max(records // 2, 1)
+            elif len(sealed) > MAX_PLAINTEXT:  # a short write says nothing of the connection
+                records = min(2 * records, _RECORDS)
 
     async def _watch(self) -> None:
         """Ping; end when nothing was heard for ``idle_seconds``."""

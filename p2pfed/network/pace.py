@@ -23,6 +23,11 @@ class Pace:
         self._rate = bytes_per_second
         self._paid_at = float("-inf")  # when the debt is paid off
 
+    @property
+    def burst(self) -> float:
+        """Bytes that a tenth of a second pays for: no more should be sent at once."""
+        return float("inf") if self._rate is None else self._rate / 10
+
     def spend(self, count: int, now: float) -> None:
         """So many bytes are being sent."""
         if self._rate is not None:

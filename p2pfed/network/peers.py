@@ -24,6 +24,7 @@ import trio
 from p2pfed.errors import PeerUnreachable, RemoteProtocolError
 from p2pfed.network.addresses import Networks
 from p2pfed.network.blob import receive_blob
+from p2pfed.network.circuit import HOP
 from p2pfed.network.dialling import Dialling
 from p2pfed.network.events import NetworkEvent, NetworkTotals, PeerStats
 from p2pfed.network.framing import write_frame
@@ -107,7 +108,7 @@ class PeerNetwork:
             limits,
             begin=functools.partial(nursery.start_soon, self._carry),
             link_to=self._direct_link_to,
-            linked=lambda: [link.peer for link in self._carrying() if not link.is_relayed],
+            linked=self._possible_relays,
             rng=rng,
         )
 
@@ -234,6 +235,10 @@ class PeerNetwork:
         """The links that carry frames."""
         sessions = self._sessions.values()
         return [session.link for session in sessions if session.link is not None]
+
+    def _possible_relays(self) -> list[str]:
+        links = self._carrying()
+        return [x.peer for x in links if not x.is_relayed and HOP not in x.unspoken]
 
     def _direct_link_to(self, peer: str) -> Link | None:
         link = self._sessions[peer].link if peer in self._sessions else None

@@ -142,7 +142,9 @@ class Reach:
 
 
 def _uplink(link: Link) -> Uplink:
-    return Uplink(link, link.peer, link.inbound, relayed=link.is_relayed, is_relay=True)
+    return Uplink(
+        link, link.peer, link.inbound, relayed=link.is_relayed, is_relay=HOP not in link.unspoken
+    )
 
 
 def _is_loopback(host: str) -> bool:

@@ -52,13 +52,14 @@ class Bounds:
     Attributes:
         streams: Open at a time, of each side.
         window: A stream's largest receive window, bytes; it grows to it while its reader keeps up.
-        memory: All windows together, bytes; at least ``2 * streams * 256 KiB``.
+        memory: All windows together, bytes; ``2 * streams * 256 KiB``, which are kept for streams
+            not opened yet, and what windows may grow by.
         answers: Frames that wait to be sent because the peer asked for something.
     """
 
     streams: int = 24
     window: int = 4 * 1024 * 1024
-    memory: int = 16 * 1024 * 1024
+    memory: int = 24 * 1024 * 1024
     answers: int = 512
 
     def __post_init__(self) -> None:
@@ -88,7 +89,8 @@ class Muxer:
         self._next_id = 1 if initiator else 2
         self._last_id = 0 if initiator else -1  # the peer's newest: even ids if we dialled
         self._num_theirs = 0
-        self._free = self._bounds.memory
+        held = self._bounds
+        self._free = held.memory - 2 * held.streams * INITIAL_WINDOW  # by so much windows may grow
         self._stray = 0  # bytes that may still come on streams that we reset
         self._control: deque[bytes] = deque()
         self._answers = 0  # of those, how many the peer made us send
@@ -146,6 +148,7 @@ class Muxer:
         if flow.outbox and flow.begun:
             self.reset(flow)
         flow.withdraw()
+        self._enlist(flow)  # its end may be due now
 
     def take(self, flow: Flow, n: int) -> Buffer:
         """Take 1 to ``n`` of the ``held`` bytes; lets the peer send more when it is time to."""
@@ -312,7 +315,7 @@ class Muxer:
             if self._stray < 0:
                 raise RemoteProtocolError("data on a stream that is over")
         else:
-            flow.window -= length
+            flow.expect(length)
             if flow.window < 0 or (flow.is_finished and length):
                 raise RemoteProtocolError(f"stream {number}: data beyond the window or the end")
         self._left, self._reading, self._fin_follows = length, flow, False
@@ -355,7 +358,6 @@ class Muxer:
 
     def _add(self, flow: Flow) -> None:
         self._flows[flow.id] = flow
-        self._free -= INITIAL_WINDOW
 
     def _drop(self, flow: Flow) -> None:
         flow.drop()
@@ -370,7 +372,7 @@ class Muxer:
 
     def _forget(self, flow: Flow) -> None:
         if self._flows.pop(flow.id, None) is not None:
-            self._free += flow.share
+            self._free += flow.share - INITIAL_WINDOW
             if flow.id % 2 != self._next_id % 2:
                 self._num_theirs -= 1
 
