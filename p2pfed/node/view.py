@@ -72,6 +72,7 @@ class View:
             "traffic": {"sent_bytes": totals.bytes_sent, "received_bytes": totals.bytes_received},
             "relay": {"circuits": totals.circuits, "relayed_bytes": totals.relayed_bytes},
             "trainer": self._trainer_line(),
+            "patience": core.membership.health.factor,
             "health": self._health(),
         }
 
@@ -166,6 +167,9 @@ class View:
         if self._core.progress is not None and self._core.progress.phase is Phase.WAITING:
             alive, whole = self._core.weight_alive()
             lines.append(f"waiting for peers: {alive} of {whole} patients' weight is present")
+        slow = self._core.membership.health.factor
+        if slow > 2:  # 2 for a second or two is what an outage of others leaves
+            lines.append(f"this node keeps up badly: peers may be silent {slow} times as long")
         return [*lines, *self._differing_peers()]
 
     def _differing_peers(self) -> list[str]:
@@ -196,6 +200,7 @@ class View:
             "state": peer.state.value,
             "round": beat.round if beat is not None else None,
             "rtt_ms": None if peer.rtt is None else round(1000 * peer.rtt, 1),
+            "patience_s": round(self._core.membership.patience(peer), 1),
             "path": self._path(stats),
             "path_rtt_ms": None if stats.rtt is None else round(1000 * stats.rtt, 1),
             "sent_bytes": stats.bytes_sent,
