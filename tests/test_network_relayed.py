@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 
 import pytest
@@ -162,6 +163,45 @@ async def test_a_circuit_gives_way_to_a_direct_connection_without_a_loss():
         await until(lambda: len(set(b.frames[IDS["a"]])) == number + 1)
         assert not a.lost
         assert not b.lost
+
+
+async def test_when_the_relay_dies_both_ends_know_it_as_often_as_it_happens():
+    """The end that was dialled, too: it would dial nobody whom it believes to be connected."""
+    async with (
+        trio.open_nursery() as nursery,
+        hospital("a", nursery) as a,
+        hospital("b", nursery) as b,
+    ):
+        for times in range(1, QUICK.links_per_peer + 2):
+            async with trio.open_nursery() as life, relay("r", life) as hop:
+                for end in (a, b):
+                    end.network.keep_connected(IDS["r"], hop.network.addresses())
+                await until(lambda: len(b.addresses) == 1)
+                a.network.keep_connected(IDS["b"], b.addresses)
+                await until(lambda: a.network.stats(IDS["b"]).direction == "outbound")
+                await until(lambda: b.network.stats(IDS["a"]).direction == "inbound")
+            await until(lambda: not a.network.stats(IDS["b"]).direction, 5.0)
+            await until(lambda: not b.network.stats(IDS["a"]).direction, 5.0)
+            await until(lambda n=times: b.lost.count(IDS["a"]) == n, 5.0)
+
+
+async def test_a_relay_that_comes_back_by_a_circuit_is_dialled_directly_at_once():
+    """Else it would be asked for a place only when the circuit is next looked at."""
+    patient = dataclasses.replace(QUICK, direct_seconds=60.0)
+    async with (
+        trio.open_nursery() as nursery,
+        relay("s", nursery) as other,
+        hospital("a", nursery, limits=patient) as a,
+        relay("r", nursery) as back,
+    ):
+        a.network.keep_connected(IDS["s"], other.network.addresses())
+        back.network.keep_connected(IDS["s"], other.network.addresses())
+        await until(lambda: len(a.addresses) == 1)
+        back.network.keep_connected(IDS["a"], a.addresses)
+        await until(lambda: a.network.stats(IDS["r"]).via == IDS["s"])
+        a.network.keep_connected(IDS["r"], back.network.addresses())
+        await until(lambda: a.network.stats(IDS["r"]).direction == "outbound", 5.0)
+        await until(lambda: len(a.addresses) == 2, 5.0)
 
 
 async def test_a_member_that_is_revoked_loses_its_circuits():

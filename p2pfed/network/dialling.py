@@ -52,7 +52,7 @@ class Dialling:
         limits: Bounds.
         begin: Runs a link in the background, to its end.
         link_to: The direct link to a member, if there is one.
-        linked: The members that we have direct links to.
+        linked: The members that we have direct links to and that may be relays.
         rng: Chance for the jitter and for guessing relays.
     """
 
@@ -95,13 +95,17 @@ class Dialling:
 
     async def _stay(self, session: Session) -> None:
         """Wait until there is no link; meanwhile look for a direct way if it is a circuit."""
+        # Soon at first: a relay that comes back may reach us through another one before we dial
+        # it, and it can be asked for a place on a direct link only.
+        wait = self._limits.redial_first
         while (link := session.link) is not None:
             session.gone = trio.Event()
             if not link.is_relayed:
                 await session.gone.wait()
                 continue
-            with trio.move_on_after(self._limits.direct_seconds * self._rng.uniform(0.5, 1.0)):
+            with trio.move_on_after(wait * self._rng.uniform(0.5, 1.0)):
                 await session.gone.wait()
+            wait = min(2 * wait, self._limits.direct_seconds)
             if session.link is link:
                 direct = [way for way in self._ways(session) if isinstance(way, Direct)]
                 await self._try(session, direct)

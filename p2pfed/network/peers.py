@@ -248,12 +248,14 @@ class PeerNetwork:
 
     async def _carry(self, link: Link) -> None:
         """Run a link from handshake to end and settle what it leaves behind."""
-        await link.run(self._converse)
-        session = self._sessions.get(link.peer)
-        if session is not None and link in session.links:
-            session.release(link)
-            self._reach.look()
-            self._tell_news(session)
+        try:
+            await link.run(self._converse)
+        finally:  # a circuit is cancelled when the link that carries it ends
+            session = self._sessions.get(link.peer)
+            if session is not None and link in session.links:
+                session.release(link)
+                self._reach.look()
+                self._tell_news(session)
 
     async def _converse(self, link: Link) -> None:
         """Admit, agree, and write frames until the link is replaced or ends."""
