@@ -44,6 +44,7 @@ class FakeBackend:
         self.alive = 1
         self.mechanism: str | None = "svt"
         self.contributing = {"yes": True, "reason": ""}
+        self.relay = {"circuits": 0, "relayed_bytes": 0}
         self.health: list[str] = []
         self.closed_generators = 0
         self.make_peers = lambda: [PEER]
@@ -92,6 +93,7 @@ class FakeBackend:
             "privacy": self.privacy(),
             "peers": {"alive": self.alive, "suspect": 0, "away": 1, "left": 1, "revoked": 0},
             "traffic": {"sent_bytes": 1_200_000_000, "received_bytes": 1_100_000_000},
+            "relay": self.relay,
             "trainer": {"state": "running", "restarts": 0},
             "health": self.health,
         }

@@ -133,6 +133,7 @@ class Node:
             sign=lambda data: sign(key_of(0).seed, DELTA, data),
             book=self.book,
             rng=random.Random(1),
+            addresses=(f"/ip4/192.0.2.1/tcp/4201/p2p/{peer_of(0)}",),
             has_trainer=trains,
         )
         self.gate = RosterGate(self.directory)

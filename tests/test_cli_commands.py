@@ -85,6 +85,12 @@ def test_status_fits_a_screen(capsys, socket, backend):
     ]
 
 
+def test_status_of_a_relay_says_what_passes_through_it(capsys, socket, backend):
+    backend.relay = {"circuits": 3, "relayed_bytes": 12_000_000}
+    out = run(capsys, "--socket", socket, "status")[1]
+    assert "relay     3 circuits, 12 MB passed on, unread" in out.splitlines()
+
+
 def test_status_says_why_a_node_does_not_contribute(capsys, socket, backend):
     backend.contributing = {"yes": False, "reason": "budget spent"}
     out = run(capsys, "--socket", socket, "status")[1]

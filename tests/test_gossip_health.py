@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from p2pfed.gossip.health import MOST, LocalHealth
+from p2pfed.gossip.health import MOST, UNANSWERED, LocalHealth
 
 TICK = 0.25
 
@@ -123,4 +123,17 @@ def test_the_factor_is_bounded_and_falls_by_one_a_second_with_answers_in_time():
         node.second("a")
         assert node.factor == expected
     node.second("a")
+    assert node.factor == 1
+
+
+def test_what_was_found_fades_when_nobody_answers_for_long():
+    """Else who is cut off after a slow time would take minutes to call the others away."""
+    node = Node()
+    for _ in range(20):
+        node.second(late="ab")
+    for _ in range(UNANSWERED):
+        node.second()
+    assert node.factor >= MOST - 1
+    for _ in range(MOST):
+        node.second()
     assert node.factor == 1

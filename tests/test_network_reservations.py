@@ -230,6 +230,9 @@ def test_auto_stops_once_somebody_has_reached_us_and_what_is_held_runs_out():
     assert one.next_at() == HOUR
     assert one.addresses(HOUR) == ()
     assert one.next_at() is None
+    one.see([])  # the machine moves
+    one.see(links)
+    assert one.is_wanted
 
 
 def test_auto_is_not_deceived_by_a_visitor_through_a_relay():

@@ -70,6 +70,14 @@ async def test_a_peer_is_found_by_name_by_id_and_by_a_unique_beginning(tmp_path)
                 node.operator.peer(text)
 
 
+async def test_a_node_that_nobody_can_dial_says_so(tmp_path):
+    async with a_node(tmp_path) as node:
+        await node.operator.join(roster=node.consortium.signed[-1], bootstrap=[])
+        assert not any("can dial" in line for line in node.operator.status()["health"])
+        node.shell.core.addresses = ()
+        assert any("nobody can dial this" in line for line in node.operator.status()["health"])
+
+
 async def test_a_peer_is_shown_with_the_way_that_leads_to_it(tmp_path):
     async with a_node(tmp_path) as node:
         await node.operator.join(roster=node.consortium.signed[-1], bootstrap=[])

@@ -64,6 +64,10 @@ def _status_lines(data: dict[str, Any], private: dict[str, Any]) -> Iterator[str
         f"peers     {' · '.join(counts)}      "
         f"traffic  ↑{size(traffic['sent_bytes'])} ↓{size(traffic['received_bytes'])}"
     )
+    relay = data.get("relay") or {}
+    if relay.get("circuits") or relay.get("relayed_bytes"):
+        circuits, passed = relay["circuits"], size(relay["relayed_bytes"])
+        yield f"relay     {circuits} circuits, {passed} passed on, unread"
     trainer = data["trainer"]
     restarts = f", {trainer['restarts']} restarts" if trainer.get("restarts") else ""
     yield f"trainer   {trainer['state']}{restarts}"

@@ -6,7 +6,8 @@ in the same second; most peers say at once that they do not hear it. Each second
 in which an answer came in time takes one off.
 
 Answers that are *missing* are no sign: a node that is cut off misses them all, and would take eight
-times as long to see it. They count when they come after all. A single peer can raise nothing.
+times as long to see it. They count when they come after all; and after some seconds without any,
+what was found before fades too. A single peer can raise nothing.
 
 Invariants: `factor` is in [1, 8]; one sign of a second adds 1, a late tick 1 for each beat that it
 missed.
@@ -21,6 +22,7 @@ __all__ = ["LocalHealth"]
 
 MOST = 8
 SEVERAL = 2  # that many peers at least, or it may be them
+UNANSWERED = 5  # beat intervals after which nothing that was found before is believed any more
 USUAL_SHARE = 0.125  # of the newest gap in what is usual
 
 
@@ -43,6 +45,7 @@ class LocalHealth:
         self._in_time: set[str] = set()
         self._late: set[str] = set()
         self._doubters: set[str] = set()
+        self._unanswered = 0  # beat intervals in a row
 
     def tick(self, now: float) -> float:
         """Time passed; returns for how many seconds this node stood still, usually 0.
@@ -83,8 +86,9 @@ class LocalHealth:
         in_time, late, doubters = len(self._in_time), len(self._late), len(self._doubters)
         if late >= max(SEVERAL, in_time) or doubters >= max(SEVERAL, (in_time + late) / 2):
             self._add(1)
-        elif in_time:
+        elif in_time or self._unanswered >= UNANSWERED:
             self._add(-1)
+        self._unanswered = 0 if in_time or late or doubters else self._unanswered + 1
         for signs in (self._in_time, self._late, self._doubters):
             signs.clear()
 

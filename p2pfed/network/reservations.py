@@ -87,7 +87,8 @@ class Reservations:
 
     Args:
         us: Our own peer id, base58.
-        mode: ``auto``: while nobody has reached us directly in this life; ``always``; ``never``.
+        mode: ``auto``: while nobody has reached us directly since we last had no link at all;
+            ``always``; ``never``.
         rng: The source of chance.
         keep: How many reservations to have.
     """
@@ -106,7 +107,9 @@ class Reservations:
     def see(self, uplinks: Iterable[Uplink]) -> None:
         """Take in all links that are up now, of members only; what was on others is gone."""
         self._uplinks = tuple(uplinks)
-        # In ``auto``, one direct visitor shows that the firewall lets members in.
+        # In ``auto``, one direct visitor shows that the firewall lets members in. Who has no link
+        # at all may be elsewhere by the time it has one.
+        self._was_reached &= bool(self._uplinks)
         self._was_reached |= any(each.inbound and not each.relayed for each in self._uplinks)
         up = {id(each.link) for each in self._uplinks}
         for relay in self._relays.values():

@@ -162,6 +162,10 @@ class View:
             lines.append(archive.warning)
         if not self._shell.present:
             lines.append("this node has left the network; run: p2pfed join")
+        elif not self._core.addresses and roster is not None:
+            lines.append(
+                "nobody can dial this node: it listens on no address and no relay holds a place"
+            )
         if trainer is not None and trainer.problem:
             lines.append(f"trainer: {trainer.problem}")
         if self._core.progress is not None and self._core.progress.phase is Phase.WAITING:
