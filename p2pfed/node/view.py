@@ -162,19 +162,24 @@ class View:
             lines.append(archive.warning)
         if not self._shell.present:
             lines.append("this node has left the network; run: p2pfed join")
-        elif not self._core.addresses and roster is not None:
-            lines.append(
-                "nobody can dial this node: it listens on no address and no relay holds a place"
-            )
+        lines += self._path_troubles()
         if trainer is not None and trainer.problem:
             lines.append(f"trainer: {trainer.problem}")
         if self._core.progress is not None and self._core.progress.phase is Phase.WAITING:
             alive, whole = self._core.weight_alive()
             lines.append(f"waiting for peers: {alive} of {whole} patients' weight is present")
-        slow = self._core.membership.health.factor
+        return [*lines, *self._differing_peers()]
+
+    def _path_troubles(self) -> list[str]:
+        lines, core = [], self._core
+        if self._shell.present and not core.addresses and core.book.current is not None:
+            lines.append(
+                "nobody can dial this node: it listens on no address and no relay holds a place"
+            )
+        slow = core.membership.health.factor
         if slow > 2:  # 2 for a second or two is what an outage of others leaves
             lines.append(f"this node keeps up badly: peers may be silent {slow} times as long")
-        return [*lines, *self._differing_peers()]
+        return lines
 
     def _differing_peers(self) -> list[str]:
         run, lines = self._shell.run, []
