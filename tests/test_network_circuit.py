@@ -261,7 +261,7 @@ async def test_a_reservation_says_how_long_and_what_limits_hold():
     assert got == Reservation(3_600.0, limit_bytes=1000, limit_seconds=60, addresses=(b"here",))
 
 
-@pytest.mark.parametrize(("now", "believed"), [(9_999.0, 60.0), (20_000.0, 60.0), (-1e6, 86_400.0)])
+@pytest.mark.parametrize(("now", "believed"), [(9_999.0, 60.0), (20_000.0, 60.0), (-1e6, 3600.0)])
 async def test_a_clock_that_is_wrong_changes_what_is_believed_within_bounds(now, believed):
     _, got = await answered(
         lambda s: circuit.reserve(s, wall=lambda: now), circuit.encode_hop(GRANT)

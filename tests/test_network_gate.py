@@ -126,7 +126,7 @@ async def stock(**options):
     async with host.run(listen_addrs=[Multiaddr(LOOPBACK[0])]):
         yield host
     # The stock host forgets the sockets of failed handshakes, and of connections that we ended.
-    for forgotten in [each for each in gc.get_objects() if isinstance(each, TrioTCPStream)]:
+    for forgotten in [each for each in gc.get_objects() if type(each) is TrioTCPStream]:
         forgotten.stream.socket.close()
 
 

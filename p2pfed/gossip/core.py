@@ -55,6 +55,7 @@ from p2pfed.identity.book import RosterBook
 from p2pfed.identity.run import Run
 from p2pfed.wire.delta import Delta, Proof, SignedHeader
 from p2pfed.wire.messages import (
+    MAX_ADDRESSES,
     Ack,
     Addresses,
     AskCheckpoints,
@@ -70,6 +71,7 @@ from p2pfed.wire.messages import (
     Want,
     Witness,
     decode_message,
+    is_sayable,
 )
 from p2pfed.wire.spreading import Held, SpreadingMessage, Wanted
 
@@ -374,7 +376,7 @@ class Core:
             model_round=folded.round if folded is not None else 0,
             model_hash=folded.model_hash if folded is not None else b"",
             documents=self._sync.documents_digest(),
-            addresses=self.addresses[:16],
+            addresses=tuple(filter(is_sayable, self.addresses))[:MAX_ADDRESSES],
         )
 
     # --- small things --------------------------------------------------------------------------

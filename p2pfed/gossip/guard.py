@@ -24,6 +24,7 @@ from p2pfed.gossip.events import Disconnect, Effect, Keep, Note, StopDialling
 from p2pfed.gossip.membership import Membership, Peer, State
 from p2pfed.wire.messages import (
     NAME_BYTES,
+    Addresses,
     AskCheckpoints,
     AskWitness,
     Beat,
@@ -68,6 +69,7 @@ _RATES: dict[type, Rate] = {
     Witness: Rate(1 << 12, 1 << 6),  # headers to sign again
     AskHeard: Rate(1 << 9, 1 << 6),  # suspects: all members once a second, and twice that
     Heard: Rate(1 << 9, 1 << 6),
+    Addresses: Rate(256, 8),  # members; where each is said to be is stored and tried
     Doubted: Rate(60, 4),  # answered by beats to all, once a second
 }
 
@@ -127,8 +129,8 @@ def _cost(message: Message) -> float:
             return max(1, len(message.headers))
         case Wanted() | Held():
             return max(1, sum(8 * len(portion.seats) for portion in message.portions))
-        case AskHeard() | Heard():
-            return max(1, len(message.peers if isinstance(message, AskHeard) else message.ages))
+        case Addresses() | AskHeard() | Heard():
+            return max(1, len(message.ages if isinstance(message, Heard) else message.peers))
         case Claims():
             return max(1, sum(len(records) for _, records in message.groups))
         case _:
@@ -218,7 +220,7 @@ class Guard:
                 self._next_release = min(self._next_release, record.until)
         peers = [peer for p in sorted(over) if (peer := self._membership.get(p)) is not None]
         return [
-            Keep(peer.peer_id, peer.addresses)
+            Keep(peer.peer_id, peer.ways)
             for peer in peers
-            if peer.addresses and peer.state not in {State.LEFT, State.REVOKED}
+            if peer.ways and peer.state not in {State.LEFT, State.REVOKED}
         ]

@@ -5,8 +5,8 @@ the round-trip time. Up to `full_mesh` members everybody beats everybody; in a c
 its neighbours when others must know of it, and pings those that have been quiet, the next ones on
 the ring with every beat. Who is silent is asked for (`probing`). One neighbour at a
 time is shown what is held (`spread`, `sync`) and told what was heard of others (`rumours`).
-Addresses of others are hearsay: what a peer announced itself comes first, and the handshake decides
-in the end.
+Addresses of others are hearsay: what a peer announced itself comes first, but it may have moved;
+the handshake decides in the end.
 
 Invariant: a peer that left is not dialled until it is heard again; one that is silent is dialled
 for ever (in a crowd, again and again).
@@ -25,7 +25,7 @@ from p2pfed.gossip.neighbours import Neighbours
 from p2pfed.gossip.probing import Probing
 from p2pfed.gossip.rumours import Rumours
 from p2pfed.gossip.sync import Sync
-from p2pfed.wire.messages import Ack, Addresses, Beat, Message, encode_message
+from p2pfed.wire.messages import MAX_ADDRESSES, Ack, Addresses, Beat, Message, encode_message
 from p2pfed.wire.spreading import (
     AskHeard,
     Claims,
@@ -207,9 +207,9 @@ class Heartbeat:
         known = list(self._membership.peers.values())
         if len(known) > 2 * ADDRESSES_AT_FIRST:
             known = self._rng.sample(known, 2 * ADDRESSES_AT_FIRST)
-        known = sorted((p for p in known if p.addresses), key=lambda peer: not peer.is_present)
+        known = sorted((p for p in known if p.ways), key=lambda peer: not peer.is_present)
         known = known[:ADDRESSES_AT_FIRST]
-        told = tuple((p.peer_id, p.addresses) for p in known if p.peer_id != peer_id)
+        told = tuple((p.peer_id, p.ways[:MAX_ADDRESSES]) for p in known if p.peer_id != peer_id)
         return [send(peer_id, Addresses(told))] if told else []
 
     def _address_news(self) -> list[Effect]:
@@ -226,10 +226,6 @@ class Heartbeat:
             if peer is not None and peer.addresses and peer_id != partner:
                 told.append((peer_id, peer.addresses))
         return [send(partner, Addresses(tuple(told)))] if told else []
-
-    def _located(self, peer: Peer, addresses: tuple[str, ...]) -> list[Effect]:
-        peer.addresses = addresses
-        return self._neighbours.located(peer)
 
     # --- messages ------------------------------------------------------------------------------
 
@@ -255,7 +251,8 @@ class Heartbeat:
         effects += [self._beat(peer, self._compose(0), now)] if begins else []
         if beat.addresses and beat.addresses != peer.addresses:
             self._untold[peer.peer_id] = TELLINGS
-            effects += self._located(peer, beat.addresses)
+            peer.addresses = beat.addresses
+            effects += self._neighbours.located(peer)
         if not self._sync.documents_agree(beat):
             effects.append(self._sync.list_documents(peer.peer_id))
         return effects
@@ -280,14 +277,19 @@ class Heartbeat:
         return [Note("peer.left", _named(peer)), StopDialling(peer.peer_id)]
 
     def on_addresses(self, message: Addresses) -> list[Effect]:
-        """Hearsay about where others are; used for members that we have no address of."""
+        """Hearsay about where others are, which may have moved since we heard them.
+
+        It is tried besides what is known already, so that a liar can hide nobody.
+        """
         effects: list[Effect] = []
         for peer_id, addresses in message.peers:
             peer = self._membership.get(peer_id)
-            if peer is None or not addresses or peer.addresses or peer.connected:
+            if peer is None or peer.connected or peer.state in {State.LEFT, State.REVOKED}:
                 continue
-            if peer.state not in {State.LEFT, State.REVOKED}:
-                effects += self._located(peer, addresses)
+            if set(addresses) <= set(peer.ways):
+                continue
+            peer.hearsay = tuple(dict.fromkeys((*addresses, *peer.hearsay)))[:MAX_ADDRESSES]
+            effects += self._neighbours.located(peer)
         return effects
 
     def on_spreading(self, peer: Peer, message: SpreadingMessage, now: float) -> list[Effect]:

@@ -107,8 +107,14 @@ class Peer:
     rtt: float | None = None  # the last one
     path: RoundTrip = field(default_factory=RoundTrip)
     beat: Beat | None = None
-    addresses: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()  # what it told us itself
+    hearsay: tuple[str, ...] = ()  # what others told, the newest first
     sent_at: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """Where to dial it: its own word first."""
+        return tuple(dict.fromkeys((*self.addresses, *self.hearsay)))
 
     @property
     def is_present(self) -> bool:

@@ -76,7 +76,7 @@ class Neighbours:
     def located(self, peer: Peer) -> list[Effect]:
         """A peer's addresses are known, or it is there again."""
         wanted = not self._membership.is_crowd or peer.peer_id in self._chosen
-        return [Keep(peer.peer_id, peer.addresses)] if wanted and peer.addresses else []
+        return [Keep(peer.peer_id, peer.ways)] if wanted and peer.ways else []
 
     def on_crowded(self, peer: Peer, now: float) -> list[Effect]:
         """A neighbour asks us to choose somebody else."""
@@ -104,7 +104,7 @@ class Neighbours:
             wanted += self._scout(now)
         for peer_id in wanted:
             self._chosen[peer_id] = now
-            effects.append(Keep(peer_id, self._membership.peers[peer_id].addresses))
+            effects.append(Keep(peer_id, self._membership.peers[peer_id].ways))
         return effects + self._trim()
 
     def _back_to_mesh(self) -> list[Effect]:
@@ -128,7 +128,7 @@ class Neighbours:
 
     def _usable(self, peer_id: str, now: float) -> bool:
         peer = self._membership.get(peer_id)
-        if peer is None or peer.state in HELD_OUT or not (peer.addresses or peer.connected):
+        if peer is None or peer.state in HELD_OUT or not (peer.ways or peer.connected):
             return False
         return now >= self._avoided.get(peer_id, now)
 

@@ -112,7 +112,9 @@ class Probing:
         return True
 
     def is_doubted(self, sender: Peer, message: Doubted, now: float) -> bool:
-        """We are suspect; whether to speak up now."""
+        """We are suspect; whether to speak up now. In a crowd nobody says so who is honest."""
+        if self._membership.is_crowd:
+            return False
         if message.first_hand:
             self._membership.health.doubted(sender.peer_id)
         if now < self._spoke_up + self._live.beat_interval:

@@ -51,8 +51,9 @@ MAX_MESSAGE = 4096  # bytes, as in go-libp2p; eight addresses and a voucher are 
 MAX_ADDRESSES = 8
 SECONDS = 10.0  # for one message
 _PEER_ID_BYTES = 38
-# A relay whose clock is wrong must not make us ask all the time, nor believe it for ever.
-_SHORTEST, _LONGEST = 60.0, 86_400.0
+# A relay whose clock is wrong, or ours, must not make us ask all the time, nor believe in a place
+# that the relay has given away: an hour is what relays grant.
+_SHORTEST, _LONGEST = 60.0, 3600.0
 
 
 class Status(IntEnum):
@@ -161,7 +162,7 @@ async def reserve(
         stream: Opened for ``HOP`` on our link to the relay; the caller ends it afterwards.
         seconds: For the whole exchange.
         wall: The time of day, UTC, which the answer is measured against; clocks that disagree
-            shorten or lengthen what is believed, between one minute and one day.
+            shorten or lengthen what is believed, between one minute and one hour.
 
     Raises:
         PeerUnreachable: The relay refused, said nothing, or is gone.

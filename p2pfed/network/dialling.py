@@ -24,6 +24,7 @@ import trio
 from p2pfed.errors import ConfigError, P2PFedError, PeerUnreachable
 from p2pfed.network.addresses import Circuit, Direct, parse_address
 from p2pfed.network.circuit import HOP, connect
+from p2pfed.network.framing import deadline
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -74,6 +75,7 @@ class Dialling:
         self._link_to = link_to
         self._linked = linked
         self._rng = rng
+        self._turns: dict[str, trio.Lock] = {}  # one dials a peer at a time, whatever for
 
     async def keep(self, session: Session, scope: trio.CancelScope) -> None:
         """Connect to the session's peer again and again, until ``scope`` is cancelled."""
@@ -127,20 +129,19 @@ class Dialling:
         """Race; run the winner, and return once it is known what became of it."""
         if not self._gate.is_member(session.peer):
             return
-        link = await _race([partial(self._go, session.peer, way) for way in ways])
-        if link is not None:
-            self._begin(link)
-            await link.settled.wait()
+        async with self._turn(session.peer):
+            link = await _race([partial(self._go, session.peer, way) for way in ways])
+            if link is not None:
+                self._begin(link)
+                await link.settled.wait()
+
+    def _turn(self, peer: str) -> trio.Lock:
+        return self._turns.setdefault(peer, trio.Lock())
 
     async def _go(self, peer: str, way: Way) -> Link:
         if isinstance(way, Direct):
             return await self._host.dial(peer, way)
-        relay = self._link_to(way.relay)
-        if relay is None:
-            if way.through is None:
-                raise PeerUnreachable(f"there is no connection to the relay {way.relay}")
-            relay = await self._host.dial(way.relay, way.through)
-            self._begin(relay)
+        relay = await self._relay(way)
         stream = await relay.open(HOP)
         try:
             await connect(stream, peer, seconds=2 * self._limits.dial_seconds)
@@ -148,6 +149,29 @@ class Dialling:
         except BaseException:
             stream.discard()
             raise
+
+    async def _relay(self, way: Circuit) -> Link:
+        """The link to a relay; who needs it meanwhile waits for it, instead of a second one.
+
+        Of doubled links one ends soon, and every circuit on it.
+        """
+        if (relay := self._link_to(way.relay)) is not None:
+            return relay
+        if way.through is None:
+            raise PeerUnreachable(f"there is no connection to the relay {way.relay}")
+        turn = self._turn(way.relay)
+        # Two that are each other's relay would wait for each other for ever.
+        with deadline(self._limits.dial_seconds, f"waiting for the relay {way.relay}"):
+            await turn.acquire()
+        try:
+            relay = self._link_to(way.relay)
+            if relay is None:
+                relay = await self._host.dial(way.relay, way.through)
+                self._begin(relay)
+                await relay.settled.wait()
+            return self._link_to(way.relay) or relay
+        finally:
+            turn.release()
 
 
 async def _race(attempts: Sequence[Callable[[], Awaitable[Link]]]) -> Link | None:

@@ -79,6 +79,7 @@ class Host:
     Attributes:
         peer_id: Our own id, base58.
         refused: Inbound connections that did not become a member's link.
+        pace: The upload cap.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class Host:
         self.refused = 0
         self._handshake = Handshake(keys)
         self._allowed = allowed
-        self._pace = pace or Pace()
+        self.pace = pace or Pace()
         self._gate = gatekeeper
         self._limits = limits
         self._half_open: dict[Wire, None] = {}
@@ -152,16 +153,13 @@ class Host:
         if not self._gate.is_member(peer):
             raise PeerUnreachable(f"{peer} is not on the roster")
         where = parse_direct(address, peer) if isinstance(address, str) else address
-        if where.kind in {"ip4", "ip6"}:  # what a name stands for is seen when it has answered
-            self._check_network(where.host, where)
         with deadline(self._limits.dial_seconds, f"dialling {where}"):
             try:
-                tcp = await trio.open_tcp_stream(where.host, where.port)
+                tcp = await trio.open_tcp_stream(await self._allowed_host(where), where.port)
             except OSError as error:
                 raise PeerUnreachable(f"cannot reach {where}", str(error)) from error
             wire = TcpWire(tcp)
             try:
-                self._check_network(wire.remote_host, where)
                 return await self._upgrade(wire, peer)
             except BaseException:
                 wire.abort()
@@ -207,9 +205,26 @@ class Host:
     def _may_talk_to(self, host: str) -> bool:
         return not self._allowed or self._allowed.contains(host)
 
-    def _check_network(self, host: str, where: Direct) -> None:
-        if not self._may_talk_to(host):
-            raise PeerUnreachable(f"{where} is outside the allowed networks")
+    async def _allowed_host(self, where: Direct) -> str:
+        """What to connect to; where there is a fence, what a name stands for is looked up first.
+
+        Raises:
+            PeerUnreachable: It is outside the allowed networks.
+            OSError: There is no such name.
+        """
+        if not self._allowed:
+            return where.host
+        if where.kind in {"ip4", "ip6"}:
+            hosts = [where.host]
+        else:
+            found = await trio.socket.getaddrinfo(
+                where.host, where.port, type=trio.socket.SOCK_STREAM
+            )
+            hosts = [str(address[0]) for *_, address in found]
+        for host in hosts:
+            if self._may_talk_to(host):
+                return host
+        raise PeerUnreachable(f"{where} is outside the allowed networks")
 
     async def _receive(self, wire: Wire, serve: Callable[[Link], Awaitable[None]]) -> None:
         """Carry one inbound connection from accept to its end."""
@@ -247,7 +262,7 @@ class Host:
             except Exception as broken:  # arbitrary bytes make the library raise anything
                 raise RemoteProtocolError(f"the handshake failed: {broken!r}") from broken
         # The bytes of a circuit are paid for by the link that carries it.
-        pace = Pace() if wire.via else self._pace
+        pace = Pace() if wire.via else self.pace
         link = Link(channel, inbound=peer is None, limits=self._limits, pace=pace)
         if link.peer == self.peer_id or (peer is not None and link.peer != peer):
             raise RemoteProtocolError(f"{link.peer} answered in the place of {peer}")

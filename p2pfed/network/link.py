@@ -71,6 +71,11 @@ class Stream:
         self._flow = flow
         self._muxer = muxer
 
+    @property
+    def is_reset(self) -> bool:
+        """Whether either side has ended it before its time."""
+        return self._flow.is_reset
+
     async def read(self, n: int) -> Buffer:
         """Return 1 to ``n`` bytes, or ``b""`` once the peer has ended the stream.
 
@@ -220,8 +225,9 @@ class Link:
     def abort(self) -> None:
         """End the connection now; never blocks, whatever the peer does."""
         self.wire.abort()
-        if self._nursery is not None:
-            self._nursery.cancel_scope.cancel()
+        nursery, self._nursery = self._nursery, None  # it may close before `run` is back
+        if nursery is not None:
+            nursery.cancel_scope.cancel()
 
     def accuse(self, breach: RemoteProtocolError) -> None:
         """Log and count what the peer did, and end the connection."""
@@ -285,6 +291,8 @@ class Link:
                 while self._muxer.opened:
                     self._arrived.append(self._stream(self._muxer.opened.popleft()))
                     self._arrival.ring()
+                if self._arrived:  # who opens and resets, again and again, must not fill it
+                    self._arrived = deque(s for s in self._arrived if not s.is_reset)
             if self._pinged_at is not None and self._muxer.pong == self._ping:
                 self.rtt, self._pinged_at = trio.current_time() - self._pinged_at, None
             if self._muxer.is_parting:

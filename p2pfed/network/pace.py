@@ -28,6 +28,10 @@ class Pace:
         """Bytes that a tenth of a second pays for: no more should be sent at once."""
         return float("inf") if self._rate is None else self._rate / 10
 
+    def seconds(self, count: int) -> float:
+        """How long so many bytes take at the cap; 0 without one."""
+        return 0.0 if self._rate is None else count / self._rate
+
     def spend(self, count: int, now: float) -> None:
         """So many bytes are being sent."""
         if self._rate is not None:

@@ -27,7 +27,7 @@ from p2pfed.network.blob import receive_blob
 from p2pfed.network.circuit import HOP
 from p2pfed.network.dialling import Dialling
 from p2pfed.network.events import NetworkEvent, NetworkTotals, PeerStats
-from p2pfed.network.framing import write_frame
+from p2pfed.network.framing import CHUNK, write_frame
 from p2pfed.network.host import ROSTER, Host
 from p2pfed.network.limits import Limits
 from p2pfed.network.pace import Pace
@@ -73,6 +73,8 @@ class PeerNetwork:
         self._gate = gatekeeper
         self._limits = limits
         self._nursery = nursery
+        # Our own cap, which all peers share, is not a peer that takes nothing.
+        self._bulk_stall = limits.stall_seconds + host.pace.seconds(limits.links * CHUNK)
         self._tell, self.events = trio.open_memory_channel[NetworkEvent](limits.events)
         self._sessions: dict[str, Session] = {}
         rng = random.Random()  # noqa: S311 - whom to ask and when, not a secret
@@ -101,6 +103,7 @@ class PeerNetwork:
             carry=self._carry,
             reach=self._reach,
             relay=self._relay,
+            bulk_stall=self._bulk_stall,
         )
         self._dialling = Dialling(
             host,
@@ -261,6 +264,8 @@ class PeerNetwork:
         """Admit, agree, and write frames until the link is replaced or ends."""
         if link.inbound and not await self._host.admit(link):
             return
+        if not self._gate.is_member(link.peer):  # no more, since we began to dial it
+            return
         session = self._session(link.peer)
         running = sum(len(each.links) for each in self._sessions.values())
         if len(session.links) >= self._limits.links_per_peer or running >= self._limits.links:
@@ -292,7 +297,8 @@ class PeerNetwork:
 
     async def _write_frames(self, session: Session, link: Link, lane: Lane, out: Stream) -> None:
         while (frame := await session.next_frame(link, lane)) is not None:
-            await write_frame(out, frame, stall=self._limits.stall_seconds)
+            stall = self._limits.stall_seconds if lane is Lane.URGENT else self._bulk_stall
+            await write_frame(out, frame, stall=stall)
             session.written(link, lane)
 
     def _tell_news(self, session: Session) -> None:

@@ -143,8 +143,17 @@ class Reach:
 
 def _uplink(link: Link) -> Uplink:
     return Uplink(
-        link, link.peer, link.inbound, relayed=link.is_relayed, is_relay=HOP not in link.unspoken
+        link,
+        link.peer,
+        link.inbound,
+        relayed=link.is_relayed,
+        is_relay=HOP not in link.unspoken,
+        is_near=_is_near(link.wire.remote_host),
     )
+
+
+def _is_near(host: str) -> bool:
+    return host != "" and not ipaddress.ip_address(host).is_global
 
 
 def _is_loopback(host: str) -> bool:

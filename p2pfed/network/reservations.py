@@ -46,6 +46,7 @@ class Uplink:
         inbound: Whether the peer dialled us.
         relayed: Whether it runs through a circuit.
         is_relay: Whether the peer may be a relay.
+        is_near: Whether the peer's address is one of no public network.
     """
 
     link: object
@@ -53,6 +54,7 @@ class Uplink:
     inbound: bool
     relayed: bool
     is_relay: bool
+    is_near: bool = False
 
 
 @dataclass(slots=True)
@@ -98,7 +100,7 @@ class Reservations:
         self._mode = mode
         self._rng = rng
         self._keep = keep
-        self._was_reached = False
+        self._was_reached = self._was_reached_near = False
         self._uplinks: tuple[Uplink, ...] = ()
         self._relays: dict[str, _Relay] = {}
 
@@ -107,10 +109,14 @@ class Reservations:
     def see(self, uplinks: Iterable[Uplink]) -> None:
         """Take in all links that are up now, of members only; what was on others is gone."""
         self._uplinks = tuple(uplinks)
-        # In ``auto``, one direct visitor shows that the firewall lets members in. Who has no link
-        # at all may be elsewhere by the time it has one.
+        # In ``auto``, one direct visitor shows that the firewall lets members in; one from our own
+        # house does only as long as nobody is outside. Who has no link at all may be elsewhere by
+        # the time it has one.
+        visitors = [each for each in self._uplinks if each.inbound and not each.relayed]
         self._was_reached &= bool(self._uplinks)
-        self._was_reached |= any(each.inbound and not each.relayed for each in self._uplinks)
+        self._was_reached_near &= bool(self._uplinks)
+        self._was_reached |= any(not each.is_near for each in visitors)
+        self._was_reached_near |= bool(visitors)
         up = {id(each.link) for each in self._uplinks}
         for relay in self._relays.values():
             if relay.uplink is not None and id(relay.uplink.link) not in up:
@@ -182,7 +188,10 @@ class Reservations:
     @property
     def is_wanted(self) -> bool:
         """Whether we want to be reached through relays; what we hold otherwise runs out."""
-        return self._mode == "always" or (self._mode == "auto" and not self._was_reached)
+        if self._mode != "auto":
+            return self._mode == "always"
+        all_near = all(each.is_near or each.relayed for each in self._uplinks)
+        return not (self._was_reached or (self._was_reached_near and all_near))
 
     @property
     def holders(self) -> tuple[str, ...]:

@@ -60,6 +60,7 @@ class Serving:
         carry: Runs a link that came through a circuit.
         reach: Knows which relays may bring us circuits.
         relay: Serves hops; None where this node is no relay.
+        bulk_stall: Seconds that a step of a file may take; None: ``stall_seconds``.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Serving:
         carry: Callable[[Link], Awaitable[None]],
         reach: Reach,
         relay: RelayService | None,
+        bulk_stall: float | None = None,
     ) -> None:
         self._host = host
         self._gate = gatekeeper
@@ -80,7 +82,7 @@ class Serving:
         self._carry = carry
         self._reach = reach
         self._relay = relay
-        self._blobs = BlobServer(stall=limits.stall_seconds)
+        self._blobs = BlobServer(stall=bulk_stall or limits.stall_seconds)
 
     @property
     def protocols(self) -> Sequence[str]:
@@ -142,6 +144,8 @@ class Serving:
 
     async def _serve_stop(self, link: Link, stream: Stream) -> None:
         """A relay brings a circuit; it is a connection like any other from here on."""
+        if link.is_relayed:
+            raise PeerUnreachable(f"{link.peer} brings a circuit inside a circuit")
         if not self._reach.holds(link.peer):
             raise PeerUnreachable(f"{link.peer} brings a circuit and is no relay of ours")
         await accept_stop(stream, admits=self._gate.is_member, seconds=self._limits.open_seconds)
@@ -150,7 +154,6 @@ class Serving:
     async def _read_frames(self, session: Session, link: Link, stream: Stream) -> None:
         """Hand the peer's frames to the node, as fast as it takes them; end with the link."""
         limits = self._limits
-        rate, may_at = limits.frames_per_second, 0.0
         try:
             while True:
                 frame = await read_frame(
@@ -160,9 +163,9 @@ class Serving:
                     await session.announced.wait()
                 await self._tell.send(FrameReceived(session.peer, frame))
                 # A token bucket of one second: who sends faster is read more slowly.
-                now = trio.current_time()
-                may_at = max(may_at, now - 1.0) + 1 / rate
-                await trio.sleep_until(may_at)
+                since = max(session.read_until, trio.current_time() - 1.0)
+                session.read_until = since + 1 / limits.frames_per_second
+                await trio.sleep_until(session.read_until)
         except PeerUnreachable:
             link.abort()  # a peer that speaks to us no more is not connected
             raise

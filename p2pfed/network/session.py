@@ -54,6 +54,7 @@ class Session:
         announced: Set while the node knows that the peer is connected.
         gone: Set when ``link`` became None.
         redial: Set when dialling should not wait any longer.
+        read_until: How much of the peer's time its frames have used up, whatever stream they took.
     """
 
     def __init__(self, peer: str, us: str, limits: Limits) -> None:
@@ -63,6 +64,7 @@ class Session:
         self.announced = trio.Event()
         self.gone = trio.Event()
         self.redial = trio.Event()
+        self.read_until = 0.0
         self.addresses: tuple[str, ...] = ()
         self.dialling: trio.CancelScope | None = None
         self._us = us

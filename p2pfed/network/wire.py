@@ -56,6 +56,11 @@ class Wire:
         return ""
 
     @property
+    def remote_host(self) -> str:
+        """The peer's IP address on this connection; "" likewise."""
+        return ""
+
+    @property
     def remote(self) -> str:
         """The peer's address, ``/ip4|ip6/HOST/tcp/PORT``; "" likewise."""
         return ""

@@ -96,6 +96,7 @@ class Operator(View):
         known = self._shell.store.addresses()
         for listed in self._bootstrap:
             for peer in listed.peers:
+                self._shell.bootstrap[peer.peer_id] = peer.addresses
                 known[peer.peer_id] = [*peer.addresses, *known.get(peer.peer_id, [])]
         for peer_id, addresses in known.items():
             self._shell.network.keep_connected(peer_id, list(dict.fromkeys(addresses))[:16])
@@ -198,6 +199,7 @@ class Operator(View):
         current = self._core.book.current or believed
         for listed in lists:
             for peer in listed.peers:
+                self._shell.bootstrap[peer.peer_id] = peer.addresses
                 self._shell.store.keep_addresses(peer.peer_id, peer.addresses)
         self._shell.store.remember("left", False)
         self._shell.present = True

@@ -114,6 +114,7 @@ class Shell:
         self.spent: dict[str, Any] = {}
         self.present = True  # False after `leave`
         self.blocked: frozenset[str] = frozenset(store.recall("blocked", []))
+        self.bootstrap: dict[str, tuple[str, ...]] = {}  # whatever others say
         self.awaited = ""  # what an accepted run still waits for, for people
         self._directory = directory
         self._nursery = nursery
@@ -197,7 +198,8 @@ class Shell:
             case Keep():
                 self.store.keep_addresses(effect.peer, effect.addresses)
                 if self.present:
-                    self.network.keep_connected(effect.peer, effect.addresses)
+                    places = (*effect.addresses, *self.bootstrap.get(effect.peer, ()))
+                    self.network.keep_connected(effect.peer, tuple(dict.fromkeys(places)))
             case StopDialling():
                 self.network.stop_dialling(effect.peer)
             case StoreDelta():

@@ -53,6 +53,7 @@ __all__ = [
     "Witness",
     "decode_message",
     "encode_message",
+    "is_sayable",
 ]
 
 NAME_BYTES = 16  # 128 bits of a fact's hash name it on the wire
@@ -60,6 +61,7 @@ HASH_BYTES = 16  # of a digest
 MAX_NAMES = 4096
 MAX_RANGES = 512
 MAX_ADDRESSES = 16
+MAX_ADDRESS = 256  # bytes, as of every text
 MAX_ROUND = 1 << 31
 MAX_WITNESSED = 256  # runs that a member took part in
 DOCUMENTS = -1  # the "round" under which rosters and proofs are listed
@@ -235,6 +237,11 @@ Message = (
     | SpreadingMessage
     | MeetingMessage
 )
+
+
+def is_sayable(address: str) -> bool:
+    """Whether an address may be in a beat: a relay of ours may have a name that is too long."""
+    return len(address.encode("utf-8")) <= MAX_ADDRESS and address.isprintable()
 
 
 def encode_message(message: Message) -> bytes:
