@@ -45,7 +45,7 @@ FAR = (3, 4)  # whom 5 reaches through a relay
 LINE = "8mbit"  # of host 5, each way
 DELTA = 2 * PARAMETERS  # bytes; 0.5 s of that line
 MEGABYTE = 1_000_000
-INTERVAL = 6.0  # seconds between two rounds; in each, 5 receives four deltas and sends its own
+INTERVAL = 9.0  # seconds between two rounds; in each, 5 receives four deltas and sends its own
 
 START = 120.0  # bounds, in seconds, with room for a busy machine
 SEEN = 20.0
@@ -53,7 +53,7 @@ THROUGH_ANOTHER = 10.0  # from a relay's death until its circuits are replaced
 SILENT = 50.0  # until silence is noticed: 15 s, longer at a node which finds itself slow
 RELAY_IS_BACK = 40.0  # a daemon starts
 DIRECT = 35.0  # until a direct connection replaces a circuit
-ROUND = 30.0
+ROUND = 45.0
 
 
 class Slit(Lab):
