@@ -20,6 +20,7 @@ import trio
 
 from p2pfed.errors import RemoteProtocolError
 from p2pfed.network.framing import read_exact, write_all
+from p2pfed.network.pace import Pace
 
 if TYPE_CHECKING:
     from p2pfed.network.framing import ByteStream
@@ -42,7 +43,7 @@ async def serve_ping(stream: ByteStream, *, stall: float, per_second: float = _P
     Raises:
         PeerUnreachable: The stream ended or stood still within a ping, or takes no echo.
     """
-    left, asked_at = per_second, trio.current_time()
+    pace = Pace(per_second, credit=1.0)
     while True:
         first = b""
         with trio.move_on_after(stall):
@@ -50,9 +51,8 @@ async def serve_ping(stream: ByteStream, *, stall: float, per_second: float = _P
         if not first:
             return
         now = trio.current_time()
-        left = min(per_second, left + (now - asked_at) * per_second) - 1  # a token bucket
-        asked_at = now
-        if left < 0:
+        pace.spend(1, now)
+        if pace.delay(now):
             return
         rest = await read_exact(stream, _BYTES - len(first), stall=stall)
         await write_all(stream, first + rest, stall=stall)

@@ -30,7 +30,7 @@ from p2pfed.network.identify import IDENTIFY, identify_message, serve_identify
 from p2pfed.network.ping import PING, serve_ping
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
     from p2pfed.network.events import NetworkEvent
     from p2pfed.network.host import Gatekeeper, Host
@@ -61,6 +61,9 @@ class Serving:
         reach: Knows which relays may bring us circuits.
         relay: Serves hops; None where this node is no relay.
         bulk_stall: Seconds that a step of a file may take; None: ``stall_seconds``.
+
+    Attributes:
+        protocols: What members may open here.
     """
 
     def __init__(
@@ -83,11 +86,7 @@ class Serving:
         self._reach = reach
         self._relay = relay
         self._blobs = BlobServer(stall=bulk_stall or limits.stall_seconds)
-
-    @property
-    def protocols(self) -> Sequence[str]:
-        """What members may open here."""
-        return [kind for kind in _MOST if kind != HOP or self._relay is not None]
+        self.protocols = [kind for kind in _MOST if kind != HOP or relay is not None]
 
     async def accept_streams(self, session: Session, link: Link) -> None:
         """Serve whatever the member opens, until the link ends."""
@@ -162,10 +161,9 @@ class Serving:
                 while not session.announced.is_set():
                     await session.announced.wait()
                 await self._tell.send(FrameReceived(session.peer, frame))
-                # A token bucket of one second: who sends faster is read more slowly.
-                since = max(session.read_until, trio.current_time() - 1.0)
-                session.read_until = since + 1 / limits.frames_per_second
-                await trio.sleep_until(session.read_until)
+                now = trio.current_time()
+                session.reading.spend(1, now)  # who sends faster is read more slowly
+                await trio.sleep(session.reading.delay(now))
         except PeerUnreachable:
             link.abort()  # a peer that speaks to us no more is not connected
             raise

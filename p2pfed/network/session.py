@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from p2pfed.network.events import NetworkEvent, PeerConnected, PeerDisconnected, PeerStats
+from p2pfed.network.pace import Pace
 
 if TYPE_CHECKING:
     from p2pfed.network.limits import Limits
@@ -54,7 +55,7 @@ class Session:
         announced: Set while the node knows that the peer is connected.
         gone: Set when ``link`` became None.
         redial: Set when dialling should not wait any longer.
-        read_until: How much of the peer's time its frames have used up, whatever stream they took.
+        reading: How fast the peer's frames are taken, whatever stream they come on.
     """
 
     def __init__(self, peer: str, us: str, limits: Limits) -> None:
@@ -64,7 +65,7 @@ class Session:
         self.announced = trio.Event()
         self.gone = trio.Event()
         self.redial = trio.Event()
-        self.read_until = 0.0
+        self.reading = Pace(limits.frames_per_second, credit=1.0)
         self.addresses: tuple[str, ...] = ()
         self.dialling: trio.CancelScope | None = None
         self._us = us
