@@ -92,7 +92,7 @@ async def test_streams_that_are_opened_and_reset_before_anybody_looks_are_not_ke
             await far.write(b"".join(pairs))
             await trio.sleep(0.01)
         assert not link.is_over
-        assert len(link._arrived) <= Limits().streams
+        assert len(link._muxer.opened) <= Limits().streams
 
 
 # -- the fence -------------------------------------------------------------------------------------

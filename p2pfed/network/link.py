@@ -15,7 +15,6 @@ Not here: the handshake and who may have a link (``host``), what is said over it
 from __future__ import annotations
 
 import logging
-from collections import deque
 from typing import TYPE_CHECKING
 
 import trio
@@ -70,11 +69,6 @@ class Stream:
         self.drained = _Bell()
         self._flow = flow
         self._muxer = muxer
-
-    @property
-    def is_reset(self) -> bool:
-        """Whether either side has ended it before its time."""
-        return self._flow.is_reset
 
     async def read(self, n: int) -> Buffer:
         """Return 1 to ``n`` bytes, or ``b""`` once the peer has ended the stream.
@@ -149,7 +143,6 @@ class Link:
         wire: What it runs over; ``wire.via`` is the relay in between, "" for none.
         opened_at: When, trio's clock.
         rtt: Round-trip time of the last ping, seconds; None before the first.
-        carried: Whether the peer has let us open a stream.
         settled: Set once it is decided what the link is for, or it has ended.
         unspoken: Protocols that the peer has said it does not speak.
         broke_protocol: Whether that is why it ended.
@@ -162,7 +155,6 @@ class Link:
         self.inbound = inbound
         self.opened_at = trio.current_time()
         self.rtt: float | None = None
-        self.carried = False
         self.settled = trio.Event()
         self.unspoken: set[str] = set()
         self.broke_protocol = False
@@ -174,7 +166,6 @@ class Link:
         self._pace = pace
         bounds = Bounds(streams=limits.streams, window=limits.window, memory=limits.unread_bytes)
         self._muxer = Muxer(initiator=not inbound, bounds=bounds)
-        self._arrived: deque[Stream] = deque()
         self._arrival = _Bell()
         self._output = _Bell()
         self._ping = -1  # the number of the last one
@@ -246,11 +237,11 @@ class Link:
         Raises:
             PeerUnreachable: The connection ended.
         """
-        while not self._arrived:
+        while not self._muxer.opened:
             if self.is_over:
                 raise PeerUnreachable(f"the connection to {self.peer} ended")
             await self._arrival.wait()
-        return self._arrived.popleft()
+        return self._stream(self._muxer.opened.popleft())
 
     async def open(self, protocol: str, *, one_way: bool = False, urgent: bool = False) -> Stream:
         """Open a stream and, unless ``one_way``, wait for the peer's consent.
@@ -288,11 +279,8 @@ class Link:
             for record in records:
                 for flow in self._muxer.receive(record):
                     _wake(flow)
-                while self._muxer.opened:
-                    self._arrived.append(self._stream(self._muxer.opened.popleft()))
-                    self._arrival.ring()
-                if self._arrived:  # who opens and resets, again and again, must not fill it
-                    self._arrived = deque(s for s in self._arrived if not s.is_reset)
+            if self._muxer.opened:
+                self._arrival.ring()
             if self._pinged_at is not None and self._muxer.pong == self._ping:
                 self.rtt, self._pinged_at = trio.current_time() - self._pinged_at, None
             if self._muxer.is_parting:

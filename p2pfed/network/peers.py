@@ -276,7 +276,6 @@ class PeerNetwork:
         if not link.inbound:
             await self._offer_roster(link)
         out = await link.open(GOSSIP, urgent=True)
-        link.carried = True
         is_ours = session.adopt(link)
         self._reach.look()
         link.settled.set()

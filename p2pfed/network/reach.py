@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Iterable, Sequence
 
+    from p2pfed.network.addresses import Direct
     from p2pfed.network.events import NetworkEvent
     from p2pfed.network.limits import Limits
     from p2pfed.network.link import Link
@@ -68,12 +69,12 @@ class Reach:
         self._links = links
         self._limits = limits
         self._reservations = Reservations(us, mode=mode, rng=rng)
-        self._bound: tuple[str, ...] = ()
+        self._bound: tuple[Direct, ...] = ()
         self._changed = trio.Event()
 
     def bind(self, bound: Iterable[str]) -> None:
         """We listen on these addresses."""
-        self._bound = tuple(bound)
+        self._bound = tuple(map(parse_direct, bound))
 
     def look(self) -> None:
         """Links have come or gone."""
@@ -129,10 +130,9 @@ class Reach:
         local = {link.wire.local_host for link in self._links()} - {""}
         if any(not _is_loopback(host) for host in local):
             local = {host for host in local if not _is_loopback(host)}
-        for text in self._bound:
-            direct = parse_direct(text)
+        for direct in self._bound:
             if not direct.is_wildcard:
-                found.append(text)
+                found.append(str(direct))
                 continue
             for host in sorted(local):
                 version = ipaddress.ip_address(host).version

@@ -8,6 +8,7 @@ Not here: encryption (``noise``), deadlines (``link``), the relay (``relay``).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
@@ -32,7 +33,7 @@ class _Duplex(Protocol):
     def discard(self) -> None: ...
 
 
-class Wire:
+class Wire(ABC):
     """Counts and bounds; the two kinds below move the bytes.
 
     Attributes:
@@ -96,15 +97,17 @@ class Wire:
         await self._send(data)
         self.sent += len(data)
 
+    @abstractmethod
     def abort(self) -> None:
         """End the connection now."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def _receive(self, room: memoryview) -> int:
-        raise NotImplementedError
+        """Wait for some bytes."""
 
+    @abstractmethod
     async def _send(self, data: Buffer) -> None:
-        raise NotImplementedError
+        """Write all of them."""
 
 
 class TcpWire(Wire):

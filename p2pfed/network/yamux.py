@@ -361,9 +361,10 @@ class Muxer:
 
     def _drop(self, flow: Flow) -> None:
         flow.drop()
-        for ready in self._ready:
-            if flow in ready:
-                ready.remove(flow)
+        # Whoever opens and resets, again and again, must not fill `opened`.
+        for waiting in (*self._ready, self.opened):
+            if flow in waiting:
+                waiting.remove(flow)
         self._forget(flow)
 
     def _forget_if_over(self, flow: Flow) -> None:
