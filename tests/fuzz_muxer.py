@@ -58,6 +58,18 @@ def _odd_frame(rng: Rng, newest: int) -> bytes:
     return struct.pack("!BBHII", version, kind, flags, stream & mask, length & mask)
 
 
+def disorder(rng: Rng, parts: list[bytes], chances: tuple[float, float, float]) -> None:
+    """Double one, leave one out or mix them all, up to these chances; else leave them."""
+    luck, at = rng.random(), rng.randrange(len(parts))
+    double, drop, shuffle = chances
+    if luck < double:
+        parts[at:at] = [parts[rng.randrange(len(parts))]]
+    elif luck < drop:
+        del parts[at]
+    elif luck < shuffle:
+        rng.shuffle(parts)
+
+
 def make_yamux(rng: Rng) -> bytes:
     """Frames of a peer that mostly keeps to the rules."""
     role = rng.randrange(2)  # 1: we dialled, the peer opens even streams
@@ -72,13 +84,7 @@ def make_yamux(rng: Rng) -> bytes:
             found.append(_odd_frame(rng, newest))
         else:
             found.append(_fair_frame(rng, streams))
-    luck, at = rng.random(), rng.randrange(len(found))
-    if luck < 0.1:
-        found[at:at] = [found[rng.randrange(len(found))]]
-    elif luck < 0.2:
-        del found[at]
-    elif luck < 0.3:
-        rng.shuffle(found)
+    disorder(rng, found, (0.1, 0.2, 0.3))
     body = b"".join(found)
     return bytes([role]) + (mutated(rng, body) if rng.random() < 0.3 else body)
 
@@ -169,13 +175,7 @@ def make_noise(rng: Rng) -> bytes:
     records = [
         bytes(sealer.seal([(b"", bytes(rng.choice(sizes)))])) for _ in range(rng.randint(1, 12))
     ]
-    luck, at = rng.random(), rng.randrange(len(records))
-    if luck < 0.15:
-        records[at:at] = [records[rng.randrange(len(records))]]
-    elif luck < 0.3:
-        del records[at]
-    elif luck < 0.4:
-        rng.shuffle(records)
+    disorder(rng, records, (0.15, 0.3, 0.4))
     body = b"".join(records)
     return mutated(rng, body) if rng.random() < 0.4 else body
 

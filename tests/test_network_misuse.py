@@ -37,6 +37,16 @@ from p2pfed.wire.spreading import Doubted
 US, RELAY = FAKES["a"], member(1)
 
 
+def core_of(net: Consortium, **options) -> Core:
+    return Core(
+        own_id=peer_of(0),
+        sign=lambda data: sign(key_of(0).seed, DELTA, data),
+        book=net.book(),
+        rng=random.Random(1),
+        **options,
+    )
+
+
 # -- what a relay says of itself -------------------------------------------------------------------
 
 
@@ -49,13 +59,7 @@ def test_a_relay_with_a_long_name_does_not_make_our_beat_one_that_others_refuse(
     place = parse_direct(f"/dns4/{name}/tcp/1/p2p/{RELAY}", RELAY)
     one.granted(up.link, Reservation(3600.0, addresses=(pack(place),)), 0)
     net = Consortium(3)
-    core = Core(
-        own_id=peer_of(0),
-        sign=lambda data: sign(key_of(0).seed, DELTA, data),
-        book=net.book(),
-        rng=random.Random(1),
-        addresses=one.addresses(0),
-    )
+    core = core_of(net, addresses=one.addresses(0))
     (first, *_) = core.handle(Connected(peer_of(1)), 0.0)
     decode_message(first.frame)  # else whoever hears us hangs up, and refuses us at the third time
 
@@ -149,12 +153,7 @@ async def test_work_given_to_a_link_that_is_just_ending_is_dropped(autojump_cloc
 
 def test_in_a_crowd_two_liars_do_not_make_a_node_eight_times_as_patient():
     net = Consortium(40)
-    core = Core(
-        own_id=peer_of(0),
-        sign=lambda data: sign(key_of(0).seed, DELTA, data),
-        book=net.book(),
-        rng=random.Random(1),
-    )
+    core = core_of(net)
     membership = core.membership
     assert membership.is_crowd
     for i in range(1, 12):
@@ -172,12 +171,7 @@ def test_in_a_crowd_two_liars_do_not_make_a_node_eight_times_as_patient():
 def test_a_member_that_moved_is_found_by_what_others_say_of_it():
     """We cannot be dialled and it has a new address: nobody else can bring us together."""
     net = Consortium(4)
-    core = Core(
-        own_id=peer_of(0),
-        sign=lambda data: sign(key_of(0).seed, DELTA, data),
-        book=net.book(),
-        rng=random.Random(1),
-    )
+    core = core_of(net)
     old, new = ("/ip4/192.0.2.1/tcp/1",), ("/ip4/198.51.100.1/tcp/1",)
     core.handle(Connected(peer_of(2)), 0.0)
     core.membership.get(peer_of(1)).addresses = old  # from its own beat, before it moved

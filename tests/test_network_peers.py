@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 LOOPBACK = ["/ip4/127.0.0.1/tcp/0"]
 QUICK = Limits(redial_first=0.05, redial_most=0.5, stall_seconds=2.0, grace_seconds=0.5)
-SEEDS = {name: name.encode() * 32 for name in "abcd"}
+SEEDS = {name: name.encode() * 32 for name in "abcdrs"}
 IDS = {
     name: str(ID.from_pubkey(create_new_key_pair(seed).public_key)) for name, seed in SEEDS.items()
 }

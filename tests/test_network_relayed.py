@@ -8,8 +8,7 @@ import os
 
 import pytest
 import trio
-from libp2p.crypto.ed25519 import create_new_key_pair
-from libp2p.peer.id import ID
+from test_network_peers import IDS, LOOPBACK, SEEDS, Gate
 
 from p2pfed.network import (
     AddressesChanged,
@@ -22,29 +21,8 @@ from p2pfed.network import (
 
 pytestmark = pytest.mark.slow
 
-LOOPBACK = ["/ip4/127.0.0.1/tcp/0"]
 QUICK = Limits(redial_first=0.05, redial_most=0.5, grace_seconds=0.2, direct_seconds=0.5)
-SEEDS = {name: name.encode() * 32 for name in "abrs"}
-IDS = {
-    name: str(ID.from_pubkey(create_new_key_pair(seed).public_key)) for name, seed in SEEDS.items()
-}
-
-
-class Gate:
-    def __init__(self) -> None:
-        self.members = set(IDS.values())
-
-    def is_member(self, peer: str) -> bool:
-        return peer in self.members
-
-    def current_roster(self) -> bytes:
-        return b"roster"
-
-    def consider_roster(self, peer: str, signed: bytes) -> bool:
-        return False
-
-    def open_blob(self, peer: str, digest: bytes) -> None:
-        return None
+HOSPITALS = "abrs"  # r and s are relays
 
 
 class Heard:
@@ -79,7 +57,9 @@ async def until(condition, seconds: float = 10.0) -> None:
 async def hospital(name: str, nursery, gate: Gate | None = None, **options):
     options.setdefault("limits", QUICK)
     options.setdefault("listen", [])
-    async with open_network(seed=SEEDS[name], gatekeeper=gate or Gate(), **options) as network:
+    async with open_network(
+        seed=SEEDS[name], gatekeeper=gate or Gate(HOSPITALS), **options
+    ) as network:
         heard = Heard(network)
         nursery.start_soon(heard.listen)
         yield heard
@@ -205,7 +185,7 @@ async def test_a_relay_that_comes_back_by_a_circuit_is_dialled_directly_at_once(
 
 
 async def test_a_member_that_is_revoked_loses_its_circuits():
-    gate = Gate()
+    gate = Gate(HOSPITALS)
     async with firewalled_pair("r", gate=gate) as (a, _, hops):
         gate.members.remove(IDS["b"])
         await hops["r"].network.recheck()
