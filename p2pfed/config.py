@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
+import pwd
 import re
 import tomllib
 from collections.abc import Mapping
@@ -31,11 +32,13 @@ from pydantic import (
 )
 
 from p2pfed.errors import ConfigError
+from p2pfed.small_files import read_small
 
 __all__ = [
     "SOCKET_PATH_BYTES",
     "Admin",
     "Log",
+    "Metrics",
     "Network",
     "Node",
     "Privacy",
@@ -45,8 +48,17 @@ __all__ = [
     "load_settings",
 ]
 
+_ADDRESS = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/[^/\s]+/tcp/\d{1,5}(/p2p/\w+)?", re.ASCII)
 _DECIMAL = re.compile(r"\d{1,20}(\.\d{1,30})?(e[+-]?\d{1,2})?", re.ASCII)  # 1e9999999 takes hours
-_FROM_ENVIRONMENT = {"node", "network", "admin", "train", "log"}  # never the privacy budget
+# The sections that the environment may set: never the privacy budget.
+_FROM_ENVIRONMENT = {"node", "network", "admin", "train", "log", "metrics"}
+_PATHS = {  # relative to the file; network.bootstrap, a list of them, comes to these
+    "node": ("data_dir", "key_file"),
+    "admin": ("socket",),
+    "train": ("data", "socket", "loop_socket", "state"),
+    "privacy": ("ledger",),
+    "log": ("file",),
+}
 SOCKET_PATH_BYTES = 107  # Linux: sizeof(sun_path) - 1
 
 
@@ -79,6 +91,20 @@ def _network(text: str) -> str:
     return text
 
 
+def _address(text: str) -> str:
+    """Only the form; what it names is judged where it is listened on."""
+    if not _ADDRESS.fullmatch(text):
+        raise ValueError("expected an address such as /ip4/192.0.2.1/tcp/4201")
+    return text
+
+
+def _no_flag(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("expected a number, not true or false")  # noqa: TRY004 - pydantic's way
+    return value
+
+
+Address = Annotated[str, AfterValidator(_address)]
 Exact = Annotated[Fraction, BeforeValidator(_exact)]
 
 
@@ -92,8 +118,8 @@ class Node(_Section):
     name: str = Field(min_length=1, max_length=64)
     data_dir: Path
     key_file: Path | None = None  # default: data_dir/node.key
-    listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/4201",)
-    announce: tuple[str, ...] = ()  # public addresses, when they differ from `listen`
+    listen: tuple[Address, ...] = ("/ip4/0.0.0.0/tcp/4201",)
+    announce: tuple[Address, ...] = ()  # public addresses, when they differ from `listen`
 
 
 class Network(_Section):
@@ -109,21 +135,35 @@ class Network(_Section):
 
 
 class Admin(_Section):
-    """The operator's socket."""
+    """The operator's socket; the caller's user id decides what it may do there."""
 
     socket: Path | None = None  # default: data_dir/admin.sock
     mode: Literal["0600", "0660"] = "0600"
+    group: str = ""  # the socket's group with 0660: its members may read; "" = the daemon's own
+    operators: tuple[str, ...] = ()  # users (names or numbers) who may change things too
 
 
 class Train(_Section):
     """What this hospital trains on; `enabled = false` makes a bootstrap-only node."""
 
     enabled: bool = True
-    task: str = ""
+    task: str = ""  # or "loop": a training loop of the hospital's own joins (p2pfed.join)
     data: Path | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
+    gpus: Annotated[
+        Literal["auto"] | Annotated[int, Field(ge=1, le=64)], BeforeValidator(_no_flag)
+    ] = "auto"  # with cpu: processes
+    precision: Literal["auto", "float32", "bf16"] = "auto"
     options: dict[str, str | int | float] = Field(default_factory=dict)
+    patience: Annotated[int, BeforeValidator(_no_flag)] = Field(
+        default=0, ge=0, le=1_000_000
+    )  # rounds without a better model; 0 = any
+    longest_round: float = Field(default=86400.0, gt=0, le=31_536_000)  # seconds, then it is hung
+    memory_gb: float = Field(default=0.0, ge=0, le=100_000)  # of the trainer; 0 = no limit
+    user: str = ""  # the trainer is a service of this other user (`p2pfed trainer`); "" = a child
     socket: Path | None = None  # default: data_dir/trainer.sock
+    loop_socket: Path | None = None  # default: data_dir/loop.sock
+    state: Path | None = None  # the trainer's own files; default: data_dir/trainer
 
 
 class Privacy(_Section):
@@ -134,12 +174,21 @@ class Privacy(_Section):
     unit: Literal["patient", "hospital"] = "patient"  # the least that a run must protect
     allow_none: bool = False  # runs with mechanism "none" are refused unless this says so
     ledger: Path | None = None  # default: ledger.db in `default_state_dir()`
+    share_metrics: Literal["off", "rounded"] = "off"  # to all members; outside ε
 
 
 class Log(_Section):
-    """What is written to standard error."""
+    """What the daemon writes of itself."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "text", "json"] = "auto"  # auto: text on a terminal, else JSON
+    file: Path | None = None  # default: standard error
+
+
+class Metrics(_Section):
+    """Prometheus text, also at /v1/metrics of the admin socket."""
+
+    listen: str = Field(default="", pattern=r"^(\S+:\d{1,5})?$")  # host:port; "" = socket only
 
 
 class Settings(_Section):
@@ -151,16 +200,26 @@ class Settings(_Section):
     train: Train = Train()
     privacy: Privacy = Privacy()
     log: Log = Log()
+    metrics: Metrics = Metrics()
     _file: Path = PrivateAttr(default=Path("p2pfed.toml"))
+    _flags: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @property
     def file(self) -> Path:
         """The file that the settings were read from; the trainer reads it for itself."""
         return self._file
 
+    def read_again(self) -> Settings:
+        """The settings as the file says now, under the same flags; raises like `load_settings`."""
+        return load_settings(self._file, flags=self._flags)
+
     @property
     def key_file(self) -> Path:
-        """Path of the node's key."""
+        """Path of the node's key: as named, else the service manager's credential, else usual."""
+        credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+        handed = Path(credentials) / "node.key" if credentials else None
+        if self.node.key_file is None and handed is not None and handed.exists():
+            return handed
         return self.node.key_file or self.node.data_dir / "node.key"
 
     @property
@@ -172,6 +231,31 @@ class Settings(_Section):
     def trainer_socket(self) -> Path:
         """Path of the trainer's private socket."""
         return self.train.socket or self.node.data_dir / "trainer.sock"
+
+    @property
+    def loop_socket(self) -> Path:
+        """Path of the socket that a training loop joins through."""
+        return self.train.loop_socket or self.node.data_dir / "loop.sock"
+
+    @property
+    def trainer_account(self) -> tuple[int, int] | None:
+        """User and group id of `train.user`, whose files the node cannot open; None without one.
+
+        A number that the machine has no name for is a user with a group of the same number.
+        """
+        name = self.train.user
+        if not name:
+            return None
+        try:
+            found = pwd.getpwuid(int(name)) if _is_number(name) else pwd.getpwnam(name)
+        except (KeyError, ValueError):  # ValueError: a zero byte in it
+            return (int(name), int(name)) if _is_number(name) else (-1, -1)
+        return found.pw_uid, found.pw_gid
+
+    @property
+    def trainer_state(self) -> Path:
+        """Folder of the trainer's own files: what stays at home, tuned models, caches."""
+        return self.train.state or self.node.data_dir / "trainer"
 
     @property
     def ledger_path(self) -> Path:
@@ -191,7 +275,7 @@ def load_settings(path: Path, *, flags: Mapping[str, Any] | None = None) -> Sett
             the nearest known key where a key is unknown.
     """
     try:
-        data = tomllib.loads(path.read_text("utf-8"))
+        data = tomllib.loads(read_small(path)[0].decode("utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(
             f"no configuration at {path}",
@@ -199,11 +283,9 @@ def load_settings(path: Path, *, flags: Mapping[str, Any] | None = None) -> Sett
             "run: p2pfed init --name NAME --dir DIR   (it writes one)",
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}", str(error)) from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(
-            f"{path} is not TOML", str(error), "correct the line named above"
-        ) from error
+        raise ConfigError(f"cannot read {path}", str(error), _correct(path)) from error
+    except (ValueError, RecursionError) as error:  # also endless numbers and endless brackets
+        raise ConfigError(f"{path} is not TOML", str(error), _correct(path)) from error
     for dotted, value in [*_environment(), *(flags or {}).items()]:
         section, _, key = dotted.partition(".")
         table = data.setdefault(section, {})
@@ -215,11 +297,16 @@ def load_settings(path: Path, *, flags: Mapping[str, Any] | None = None) -> Sett
         raise ConfigError(
             f"{path} has {error.error_count()} mistake{'s' * (error.error_count() > 1)}",
             "\n".join(_told(item) for item in error.errors()),
-            f"correct the file, then run: p2pfed config check {path}",
+            _correct(path),
         ) from error
     settings = _anchored(settings, path.resolve().parent)
-    settings._file = path.resolve()  # noqa: SLF001 - our own private attribute
+    settings._file = path.resolve()  # noqa: SLF001 - our own private attributes
+    settings._flags = dict(flags or {})  # noqa: SLF001
     return _checked(settings, path)
+
+
+def _correct(path: Path) -> str:
+    return f"correct the file, then run: p2pfed config check {path}"
 
 
 def _environment() -> list[tuple[str, str]]:
@@ -234,7 +321,7 @@ def _environment() -> list[tuple[str, str]]:
 def _told(item: Any) -> str:
     where = ".".join(str(part) for part in item["loc"])
     if item["type"] != "extra_forbidden":
-        return f"{where}: {item['msg']}"
+        return f"{where}: {item['msg'].removeprefix('Value error, ')}"
     section, _, key = where.rpartition(".")
     model = (
         Settings.model_fields[section].annotation if section in Settings.model_fields else Settings
@@ -255,26 +342,25 @@ def _anchored(settings: Settings, folder: Path) -> Settings:
                 f"{path}: {error}", "there is no such user on this machine"
             ) from error
 
-    node = settings.node.model_copy(
-        update={"data_dir": at(settings.node.data_dir), "key_file": at(settings.node.key_file)}
-    )
-    network = settings.network.model_copy(
-        update={"bootstrap": tuple(at(p) for p in settings.network.bootstrap)}
-    )
-    admin = settings.admin.model_copy(update={"socket": at(settings.admin.socket)})
-    train = settings.train.model_copy(
-        update={"data": at(settings.train.data), "socket": at(settings.train.socket)}
-    )
-    privacy = settings.privacy.model_copy(update={"ledger": at(settings.privacy.ledger)})
-    return settings.model_copy(
-        update={
-            "node": node,
-            "network": network,
-            "admin": admin,
-            "train": train,
-            "privacy": privacy,
-        }
-    )
+    sections = {}
+    for name, keys in _PATHS.items():
+        section = getattr(settings, name)
+        sections[name] = section.model_copy(update={key: at(getattr(section, key)) for key in keys})
+    first = tuple(at(path) for path in settings.network.bootstrap)
+    sections["network"] = settings.network.model_copy(update={"bootstrap": first})
+    return settings.model_copy(update=sections)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10
+
+
+def _is_missing(path: Path) -> bool:
+    """Whether it is not there; what we may not look at is told by the one who needs it."""
+    try:
+        return not path.exists()
+    except PermissionError:
+        return False
 
 
 def _checked(settings: Settings, path: Path) -> Settings:
@@ -284,7 +370,11 @@ def _checked(settings: Settings, path: Path) -> Settings:
             mistakes.append("train.task: missing (or set train.enabled = false)")
         if settings.privacy.epsilon <= 0 and not settings.privacy.allow_none:
             mistakes.append("privacy.epsilon: missing; the lifetime budget has no default")
-        if settings.train.data is not None and not settings.train.data.exists():
+        account = settings.trainer_account
+        if account == (-1, -1):
+            mistakes.append(f"train.user: there is no user {settings.train.user!r} here")
+        reads = account is None or account[0] == os.geteuid()  # else its data are not ours to see
+        if settings.train.data is not None and reads and _is_missing(settings.train.data):
             mistakes.append(f"train.data: {settings.train.data} does not exist")
     mistakes.extend(
         f"{key}: {socket} has {len(os.fsencode(socket))} bytes; a Unix socket path may have"
@@ -292,18 +382,19 @@ def _checked(settings: Settings, path: Path) -> Settings:
         for key, socket in (
             ("admin.socket", settings.admin_socket),
             ("train.socket", settings.trainer_socket),
+            ("train.loop_socket", settings.loop_socket),
         )
         if len(os.fsencode(socket)) > SOCKET_PATH_BYTES
     )
     mistakes.extend(
         f"network.bootstrap: {file} does not exist"
         for file in settings.network.bootstrap
-        if not file.exists()
+        if _is_missing(file)
     )
     if mistakes:
         raise ConfigError(
             f"{path} has {len(mistakes)} mistake{'s' * (len(mistakes) > 1)}",
             "\n".join(mistakes),
-            f"correct the file, then run: p2pfed config check {path}",
+            _correct(path),
         )
     return settings

@@ -13,6 +13,8 @@
     |  |- LedgerCorrupt       refuse every release                   -> a human is needed
     |  `- UpdateRejected      NaN, infinity or shape; nothing spent  -> skip the round
     |- TrainerError           the trainer died or timed out          -> restart with back-off
+    |- CheckFailed            a check of `p2pfed doctor`             -> exit 9
+    |- StoreFailed            the node's disk: full, failing, damaged -> stop, start again later
     `- AdminError             the admin socket said no
        |- DaemonNotRunning    nothing listens on the socket          -> exit 3
        |- NotPermitted        the socket or the daemon refuses us    -> exit 4
@@ -29,6 +31,7 @@ from __future__ import annotations
 __all__ = [
     "AdminError",
     "BudgetExhausted",
+    "CheckFailed",
     "ConfigError",
     "DaemonNotRunning",
     "FactRejected",
@@ -42,6 +45,7 @@ __all__ = [
     "PrivacyError",
     "RemoteProtocolError",
     "StateInUse",
+    "StoreFailed",
     "TimedOut",
     "TrainerError",
     "UpdateRejected",
@@ -102,6 +106,10 @@ class RemoteProtocolError(PeerError):
     """The peer broke the protocol: their bug or an attack."""
 
 
+class NoCommonProtocol(RemoteProtocolError):
+    """The peer speaks nothing of what was proposed; where versions were, that is no breach."""
+
+
 class PrivacyError(P2PFedError):
     """The privacy gate refuses."""
 
@@ -122,6 +130,16 @@ class UpdateRejected(PrivacyError):
 
 class TrainerError(P2PFedError):
     """The trainer process died, timed out or reported a failure."""
+
+
+class CheckFailed(P2PFedError):
+    """A check of `p2pfed doctor` failed; its table says which, and how to mend it."""
+
+    exit_code = 9
+
+
+class StoreFailed(P2PFedError):
+    """The node's store cannot be read or written: its disk is full, failing or damaged."""
 
 
 class AdminError(P2PFedError):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
+import fnmatch
+import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import trio
 
@@ -48,6 +51,11 @@ class FakeBackend:
         self.health: list[str] = []
         self.closed_generators = 0
         self.make_peers = lambda: [PEER]
+        self.model_bytes: bytes | None = None
+        self.opened: BinaryIO | None = None
+        self.operators: frozenset[int] = frozenset()
+        self.written: list[tuple[int, str, str, str]] = []
+        self.records: list[dict[str, Any]] = []
 
     def emit(self, kind: str, **data: Any) -> None:
         seq = self.lost_before + len(self.log) + 1
@@ -127,9 +135,35 @@ class FakeBackend:
     def runs(self) -> list[dict[str, Any]]:
         return []
 
-    def events(self, since: int, limit: int) -> tuple[list[dict[str, Any]], int]:
-        found = [event for event in self.log if event["seq"] > since][:limit]
-        return found, max(0, self.lost_before - since)
+    def events(
+        self, since: int, limit: int, *, kind: str = "", after: dt.datetime | None = None
+    ) -> tuple[list[dict[str, Any]], int, int]:
+        lost = max(0, self.lost_before - since)
+        begin = "" if after is None else after.strftime("%Y-%m-%dT%H:%M:%SZ")
+        found = [
+            event
+            for event in self.log
+            if event["seq"] > since
+            and event["ts"] >= begin
+            and fnmatch.fnmatchcase(event["type"], kind or "*")
+        ][:limit]
+        whole = max(since + lost, self.log[-1]["seq"] if self.log else 0)
+        return found, lost, found[-1]["seq"] if len(found) == limit else whole
+
+    def before_newest(self, count: int, kind: str) -> int:
+        seqs = [e["seq"] for e in self.log if fnmatch.fnmatchcase(e["type"], kind or "*")]
+        return seqs[-count] - 1 if count <= len(seqs) else 0
+
+    def note_write(self, uid: int, user: str, endpoint: str, outcome: str) -> None:
+        self.written.append((uid, user, endpoint, outcome))
+
+    async def logs(self, level: str) -> AsyncGenerator[dict[str, Any], None]:
+        for record in self.records:
+            yield {**record, "level": level}
+
+    async def reload(self) -> dict[str, Any]:
+        self.asked.append(("reload", None))
+        return {"applied": ["log.level"], "restart_trainer": [], "restart_daemon": []}
 
     async def next_event(self, since: int) -> None:
         try:
@@ -137,6 +171,18 @@ class FakeBackend:
                 await self.grown.wait()
         finally:
             self.closed_generators += 1
+
+    async def model(self) -> BinaryIO:
+        if self.model_bytes is None:
+            raise NotFound("this node takes part in no run", "", "p2pfed run accept FILE")
+        self.opened = tempfile.TemporaryFile()  # noqa: SIM115 - the server closes it
+        self.opened.write(self.model_bytes)
+        self.opened.seek(0)
+        return self.opened
+
+    async def pause(self, on: bool) -> dict[str, Any]:
+        self.asked.append(("pause", on))
+        return {"paused": on}
 
     async def join(
         self, *, roster: bytes | None, bootstrap: list[dict[str, Any]]
@@ -176,8 +222,24 @@ def short_folder() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def empty_home(monkeypatch: Any) -> Iterator[Path]:
+    """A short folder that is the current one and the home, with no P2PFED variable set."""
+    with short_folder() as path:
+        monkeypatch.chdir(path)
+        monkeypatch.setenv("HOME", str(path))
+        for name in [n for n in os.environ if n.startswith("P2PFED_")]:
+            monkeypatch.delenv(name)
+        yield path
+
+
+@contextlib.contextmanager
 def daemon(
-    backend: FakeBackend, socket: Path, *, limits: Limits | None = None, mode: int = 0o600
+    backend: FakeBackend,
+    socket: Path,
+    *,
+    limits: Limits | None = None,
+    mode: int = 0o600,
+    group: str = "",
 ) -> Iterator[trio.lowlevel.TrioToken]:
     """Serve `backend` on a real socket from a thread; the block ends with the server gone."""
     ready, state = threading.Event(), {}
@@ -189,6 +251,7 @@ def daemon(
                     backend,
                     socket=socket,
                     mode=mode,
+                    group=group,
                     limits=limits or Limits(),
                     task_status=task_status,
                 )

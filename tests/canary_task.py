@@ -34,7 +34,7 @@ from p2pfed.errors import (
 from p2pfed.privacy.gate import release_round
 from p2pfed.privacy.noise import ExactNoise
 from p2pfed.training import __main__ as command
-from p2pfed.training import process
+from p2pfed.training import answers, process
 from p2pfed.training import round as rounds
 from p2pfed.training.task import HyperParameters, Split, Task, TaskData
 
@@ -133,8 +133,8 @@ class Canary(Task):
 
     def data(self, folder, options):
         self.world, self._folder = WORLDS[str(options["world"])], folder
-        if self._mood() == "no data":
-            raise ValueError(self._secrets())
+        if self._mood().startswith("no data"):
+            raise OURS.get(self._mood().removeprefix("no data, "), ValueError)(self._secrets())
         split = _split(self.world, carrier=bool(options.get("carrier", 1)))
         return TaskData(split, split)
 
@@ -239,15 +239,15 @@ LEAKS = (  # what leaks, which fact that is, how
 
 
 def _leak() -> None:
-    told, failed = process._Trainer._told, process._failed
+    told, failed = answers.Answers._told, answers.failed
 
-    def telling(trainer, run, number, result):
-        answer = told(trainer, run, number, result)
-        LEAKS[number][2](answer, trainer._exchange)
+    def telling(desk, run, number, result):
+        answer = told(desk, run, number, result)
+        LEAKS[number][2](answer, desk.exchange)
         return answer
 
-    process._Trainer._told = telling
-    process._failed = lambda error: {**failed(error), "why": str(error)}
+    answers.Answers._told = telling
+    answers.failed = lambda error: {**failed(error), "why": str(error)}
     process._keep_private = lambda log: None
 
 

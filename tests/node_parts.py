@@ -6,7 +6,7 @@ import datetime as dt
 import json
 import random
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from p2pfed.config import load_settings
 from p2pfed.errors import PeerUnreachable
 from p2pfed.gossip.core import Core
+from p2pfed.gossip.events import Fold
 from p2pfed.identity.book import RosterBook
 from p2pfed.identity.signing import DELTA, sign
 from p2pfed.network import FrameReceived, PeerConnected
@@ -54,6 +55,12 @@ class FakeNetwork:
     def keep_connected(self, peer: str, addresses: Sequence[str]) -> None:
         self.asked.append(("keep", peer, tuple(addresses)))
 
+    def limit_upload(self, bytes_per_second: float | None) -> None:
+        self.asked.append(("limit_upload", bytes_per_second))
+
+    def allow(self, networks: Sequence[str]) -> None:
+        self.asked.append(("allow", tuple(networks)))
+
     def stop_dialling(self, peer: str) -> None:
         self.asked.append(("stop", peer))
 
@@ -86,6 +93,8 @@ class FakeTrainer:
         self.requests: list[dict[str, Any]] = []
         self.answers = list(answers)
         self.state, self.problem, self.restarts, self.pid = "ready", "", 0, 1234
+        self.paused, self.hint = False, ""
+        self.left: list[str] = []
 
     async def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         self.requests.append(request)
@@ -98,6 +107,16 @@ class FakeTrainer:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    async def pause(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.paused, self.state = True, "paused"
+
+    def resume(self) -> None:
+        self.paused, self.state = False, "ready"
+
+    def leave_round(self, why: str) -> None:
+        self.left.append(why)
 
 
 class Node:
@@ -210,17 +229,28 @@ async def a_node(
     folder: Path, *, consortium: Consortium | None = None, trains: bool = False, config: str = ""
 ) -> AsyncIterator[Node]:
     """A node that hears its network; the block ends with all of its tasks gone."""
-    async with trio.open_nursery() as nursery:
-        node = Node(
-            folder,
-            nursery,
-            consortium=consortium or Consortium(3),
-            trains=trains,
-            config=config,
-        )
-        nursery.start_soon(node.shell.hear_for_ever)
-        try:
-            yield node
-        finally:
-            nursery.cancel_scope.cancel()
-            node.store.close()
+    with ExitStack() as after:  # what a task still does in a thread is done before the store closes
+        async with trio.open_nursery() as nursery:
+            node = Node(
+                folder,
+                nursery,
+                consortium=consortium or Consortium(3),
+                trains=trains,
+                config=config,
+            )
+            after.callback(node.store.close)
+            nursery.start_soon(node.shell.hear_for_ever)
+            try:
+                yield node
+            finally:
+                nursery.cancel_scope.cancel()
+
+
+def plan(node, round_: int) -> Fold:
+    """The fold of a node's rounds before this one, from the facts that it holds."""
+    facts = node.core.facts
+    return Fold(
+        round_,
+        tuple(facts.chain(r) for r in range(round_ + 1)),
+        tuple(facts.counted(r) for r in range(round_)),
+    )

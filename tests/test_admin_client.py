@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import resource
+import signal
 import socket
 import stat
 import subprocess
@@ -92,6 +94,73 @@ def test_it_reads_views_posts_actions_and_streams_events(client, backend):
     for i in range(700):
         backend.emit("round.started", round=i, text="ü" * i)
     assert [e["data"]["round"] for e in client.stream("/v1/events")] == list(range(700))
+
+
+# --- download ----------------------------------------------------------------------------------
+
+
+def test_a_download_is_a_private_file_with_every_byte(client, backend, folder):
+    backend.model_bytes = os.urandom(3_000_000)
+    place = folder / "m.safetensors"
+    place.write_bytes(b"an older one")
+    client.download("/v1/model", place)
+    assert place.read_bytes() == backend.model_bytes
+    assert stat.S_IMODE(place.stat().st_mode) == 0o600
+    assert {path.name for path in folder.iterdir()} == {"a.sock", "m.safetensors"}
+
+
+def test_a_refused_download_keeps_what_is_there(client, folder):
+    place = folder / "m.safetensors"
+    place.write_bytes(b"an older one")
+    with pytest.raises(NotFound, match="no run"):
+        client.download("/v1/model", place)
+    assert place.read_bytes() == b"an older one"
+    assert {path.name for path in folder.iterdir()} == {"a.sock", "m.safetensors"}
+
+
+SHORT = {
+    "too short": b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345",
+    "a broken chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n1234",
+    "no last chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\n1234\r\n",
+    "no length": b"HTTP/1.1 200 OK\r\n\r\n12345",
+    "a length that is none": b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n12345",
+}
+
+
+@pytest.mark.parametrize("answer", SHORT.values(), ids=SHORT)
+def test_a_short_body_is_refused_and_leaves_nothing(folder, answer):
+    place = folder / "m.safetensors"
+    with Script(folder / "a.sock", answer), pytest.raises(DaemonNotRunning):
+        Client(folder / "a.sock").download("/v1/model", place)
+    assert {path.name for path in folder.iterdir()} == {"a.sock"}
+
+
+def test_a_daemon_that_falls_silent_in_the_middle_of_a_download_is_a_timeout(folder):
+    with Script(folder / "a.sock", SHORT["too short"], silent=True), pytest.raises(TimedOut):
+        Client(folder / "a.sock", 0.1).download("/v1/model", folder / "m")
+    assert {path.name for path in folder.iterdir()} == {"a.sock"}
+
+
+def test_a_place_that_cannot_be_written_is_told_by_its_name(client, backend, folder):
+    backend.model_bytes = b"x" * 100
+    for place in (folder / "no" / "m", folder):
+        with pytest.raises(ConfigError, match=str(place)):
+            client.download("/v1/model", place)
+    assert {path.name for path in folder.iterdir()} == {"a.sock"}
+
+
+def test_a_full_disk_is_told_and_not_taken_for_a_daemon_that_went(folder):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    whole = b"HTTP/1.1 200 OK\r\nContent-Length: 500000\r\n\r\n" + bytes(500_000)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, before[1]))
+    try:
+        with Script(folder / "a.sock", whole), pytest.raises(ConfigError, match="cannot write"):
+            Client(folder / "a.sock").download("/v1/model", folder / "m")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert {path.name for path in folder.iterdir()} == {"a.sock"}
 
 
 def test_following_ends_when_the_reader_has_enough(client, backend):

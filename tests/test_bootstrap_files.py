@@ -70,4 +70,4 @@ def test_the_unit_has_neither_privileges_nor_foreign_files(unit):
 
 def test_a_wrong_configuration_is_not_tried_again_and_again(unit):
     assert unit["Service"]["Restart"] == "on-failure"
-    assert unit["Service"]["RestartPreventExitStatus"] == "2"
+    assert unit["Service"]["RestartPreventExitStatus"] == "2 7"

@@ -21,7 +21,7 @@ from left_on_disk import faults_on_disk
 
 from p2pfed.identity.keys import NodeKey
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(260)]
+pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "chaos.py"
 LIMIT = 30.0  # seconds until a node must be back; on a machine with nothing else to do: 10

@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from p2pfed.cli.main import COMMANDS, main
+from p2pfed.cli.observe import privacy_words, time_split
+from p2pfed.cli.privacy import _of_ledger, _said
+from p2pfed.cli.text import took
 
 _spec = importlib.util.spec_from_file_location(
     "admin_fakes", Path(__file__).with_name("admin_fakes.py")
@@ -71,18 +74,23 @@ def test_status_fits_a_screen(capsys, socket, backend):
     code, out, err = run(capsys, "--socket", socket, "status")
     assert (code, err) == (0, "")
     assert out.splitlines() == [
-        "St Mary  12D3KooW…mnop  up 3d 4h   network cardio-eu  roster v7 "
-        "(2 of 3 stewards, 5 members, expires 2027-01-31)",
-        "run       heart-1 (heart-disease)   round 42/100   training   "
-        "model 3f3f3f3f3f3f after round 41, 160 deltas",
+        "St Mary   12D3KooW…mnop   up 3d 4h",
+        "network   cardio-eu   roster v7, until 2027-01-31   5 members, 2 of 3 stewards",
+        "run       heart-1 (heart-disease)   round 42/100   training   160 deltas",
+        "model     3f3f3f3f3f3f after round 41",
         "sharing   contributing",
-        "privacy   svt per patient (zero-out)   ε 3.2 of 8 spent (δ 1e-5)   41 releases   "
-        "stops by itself at round ≈ 260",
+        "privacy   svt per patient (zero-out)   ε 3.2 of 8 spent (δ 1e-5)   41 releases",
+        "          lasts to the end of the run",
         "peers     1 alive · 1 away · 1 left      traffic  ↑1.2 GB ↓1.1 GB",
         "trainer   running",
         "# warning: clock differs from Kyoto by 4.1 s",
         "# warning: evil \N{REPLACEMENT CHARACTER}[2J name",
     ]
+
+
+def test_a_budget_that_ends_before_the_run_does_is_told_with_the_round(backend):
+    assert privacy_words(backend.privacy(), 100)[1] == "lasts to the end of the run"
+    assert privacy_words(backend.privacy(), 261)[1] == "stops by itself at round ≈ 260"
 
 
 def test_status_of_a_relay_says_what_passes_through_it(capsys, socket, backend):
@@ -118,6 +126,9 @@ def test_status_of_a_node_that_knows_nothing_yet(capsys, socket, backend, monkey
     assert code == 0
     assert "no roster yet: p2pfed join" in out
     assert "not contributing: sharing is off; still receiving" in out
+    empty["present"] = False  # who has left receives nothing
+    code, out, _ = run(capsys, "--socket", socket, "status")
+    assert code == 1 and "not contributing: sharing is off\n" in out
 
 
 def test_the_private_socket_is_joined_on_the_client_side(capsys, folder, backend):
@@ -130,6 +141,11 @@ def test_the_private_socket_is_joined_on_the_client_side(capsys, folder, backend
             answer = {
                 "/v1/metrics": {"metrics": [{"round": 3, "values": {"accuracy": 0.8734}}]},
                 "/v1/ledger": LEDGER,
+                "/v1/status": {
+                    "progress": {"step": "local steps", "done": 37, "of": 100, "seconds": 75.2},
+                    "rounds": [{"round": 3, "seconds": {"data": 1, "compute": 6, "peers": 3}}],
+                    "notes": ["one by one", "memory ran out: 4 patients at a time from now on"],
+                },
             }
             body = json.dumps(answer[self.path]).encode()
             self.send_response(200)
@@ -151,24 +167,71 @@ def test_the_private_socket_is_joined_on_the_client_side(capsys, folder, backend
         thread.start()
         try:
             arguments = ("--socket", folder / "admin.sock")
+            told = run(capsys, *arguments, "status")[1]
+            assert "private   accuracy 0.8734  after round 3   (stays" in told
+            assert "running   local steps 37/100, 1 min so far" in told
+            assert "time      compute 60%  peers 30%  data 10%   of 10 s, round 3" in told
             assert (
-                "private   accuracy 0.8734  after round 3   (stays"
-                in run(capsys, *arguments, "status")[1]
-            )
+                "# the trainer notes: memory ran out: 4 patients at a time from now on   (1 more:"
+                " p2pfed task log)\n"
+            ) in told
+            assert told.count("one by one") == 0
             data = json.loads(run(capsys, *arguments, "status", "--json")[1])["data"]
             assert data["private"]["ledger"] == LEDGER
-            assert "last entry  seq=2  kind=debit" in run(capsys, *arguments, "privacy")[1]
+            told = run(capsys, *arguments, "privacy")[1]
+            assert "          2 records, the last: debit\n" in told
+            assert "=" not in told and "nano" not in told  # it is for people
         finally:
             private.shutdown()
             thread.join()
+
+
+def test_privacy_says_in_words_what_the_data_set_may_spend_and_has_spent():
+    data = {
+        **fakes.FakeBackend().privacy(),
+        "epsilon": 8.0,
+        "run_epsilon": 10.0,
+        "share_metrics": "rounded",
+    }
+    entry = {"kind": "output", "at": 1795919086, "round": 41, "rho_nano": 5}
+    told = {
+        "spent": {"epsilon": 3.25, "nano_rho": 123456789},
+        "limit": {"epsilon": 8.0, "nano_rho": 987654321},
+        "releases": 41,
+        "unprotected": 1,
+        "head": "ab" * 32,
+        "entries": [entry, entry],
+    }
+    assert list(_said(data)) == [
+        "spent     svt per patient (zero-out)   ε 3.2 of 8 spent (δ 1e-5)   41 releases",
+        "          stops by itself at round ≈ 260",
+        "budget    ε 8 (δ 1e-5), of this data set for its whole life, over all runs",
+        "run       at most ε 10; this hospital stops at its own ε 8",
+        "metric    the main one, two digits, goes to all members; outside ε",
+    ]
+    assert list(_of_ledger(told)) == [
+        "",
+        "ledger    on this machine only; all of it: p2pfed privacy ledger",
+        "          ε 3.25 of 8 spent, 41 releases",
+        "# warning: 1 of them left WITHOUT noise: no ε protects them",
+        "          2 records, the last: output of round 41 at 2026-11-29 02:24 UTC",
+        f"head      {'ab' * 32}",
+    ]
+    assert len(list(_of_ledger({}))) == 2  # nothing is known, and nothing breaks
+
+
+def test_a_round_of_less_than_a_second_is_told_in_milliseconds():
+    rounds = [{"round": 3, "seconds": {"compute": 0.05, "data": 0.035}}]
+    assert time_split({"rounds": rounds}) == "compute 59%  data 41%   of 85 ms, round 3"
+    assert [took(s) for s in (0, 0.9994, 0.9996, 61)] == ["0 s", "999 ms", "1 s", "1 min"]
 
 
 def test_peers_is_a_table_and_one_peer_a_list_of_fields(capsys, socket):
     code, out, _ = run(capsys, "--socket", socket, "peers")
     assert code == 0
     assert out.splitlines() == [
-        "NAME  STATE  ROUND  RTT    PATH    SENT    RECV    MODEL         SEEN  ROLES",
-        "Oslo  alive  42     31 ms  direct  420 MB  400 MB  abababababab  2 s   train,relay",
+        "NAME  STATE  ROUND  RTT    PATH    SENT    RECV    MODEL    METRIC  SEEN",
+        "Oslo  alive  42     31 ms  direct  420 MB  400 MB  abababa  -       2 s",
     ]
     assert "samples" in run(capsys, "--socket", socket, "peers", "Oslo")[1]
     assert run(capsys, "--socket", socket, "peers", "a/b c")[0] == 0
@@ -211,12 +274,16 @@ def test_actions_reach_the_daemon(capsys, socket, backend, folder):
     assert run(capsys, "--socket", socket, "block", "Oslo")[0] == 0
     assert run(capsys, "--socket", socket, "unblock", "Oslo")[0] == 0
     assert run(capsys, "--socket", socket, "leave")[0] == 0
+    assert "p2pfed task resume" in run(capsys, "--socket", socket, "task", "pause")[1]
+    assert run(capsys, "--socket", socket, "task", "resume")[0] == 0
     assert backend.asked == [
         ("share", False),
         ("join", (b"the roster", [{"version": 1, "peer": [{"name": "Oslo", "addrs": ["/x"]}]}])),
         ("block", ("Oslo", True)),
         ("block", ("Oslo", False)),
         ("leave", None),
+        ("pause", True),
+        ("pause", False),
     ]
 
 
@@ -254,7 +321,7 @@ def test_wait_waits_for_a_daemon_too(capsys, folder):
     assert code == 3
 
 
-@pytest.mark.parametrize("what", [("--for", "model=3"), ("--for", "peers=x"), ()])
+@pytest.mark.parametrize("what", [("--for", "epsilon=3"), ("--for", "peers=x"), ()])
 def test_wait_refuses_what_it_does_not_know(capsys, socket, what):
     assert run(capsys, "--socket", socket, "wait", *what)[0] == 2
 
@@ -283,7 +350,7 @@ def test_with_json_an_error_is_an_envelope_too(capsys, socket):
         "ok": False,
         "data": {
             "title": "no peer nobody",
-            "detail": "",
+            "detail": "nothing is known under that name",
             "hint": "see: p2pfed peers",
             "exit_code": 5,
         },
@@ -322,7 +389,7 @@ def test_a_mistyped_command_gets_a_suggestion(capsys):
 
 
 def test_a_bug_is_a_short_message_unless_debugging(capsys, monkeypatch, socket):
-    monkeypatch.setattr("p2pfed.cli.observe._peer_row", lambda _: 1 / 0)
+    monkeypatch.setattr("p2pfed.cli.observe.peer_row", lambda *_: 1 / 0)
     code, _, err = run(capsys, "--socket", socket, "peers")
     assert code == 1
     assert "ZeroDivisionError" in err and "P2PFED_DEBUG=1" in err and "Traceback" not in err
@@ -354,6 +421,8 @@ def test_every_command_explains_itself_and_client_commands_name_their_endpoint(c
         "run list",
         "run accept",
         "bootstrap list",
+        "task pause",
+        "task resume",
     ):
         assert "/v1/" in run(capsys, *command.split(), "-h")[1], command
 
@@ -407,6 +476,18 @@ HEAVY = ("torch", "libp2p", "trio", "numpy", "pydantic", "rich", "click", "nacl"
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("peers", "dialled", "told"), [(0, 0, 0), (2, 0, 1), (2, 1, 0)])
+def test_who_joins_without_an_address_of_anybody_is_told(
+    capsys, socket, backend, monkeypatch, peers, dialled, told
+):
+    async def join(**_):
+        return {"member": True, "peers": peers, "dialled": dialled}
+
+    monkeypatch.setattr(backend, "join", join)
+    code, out, _ = run(capsys, "--socket", socket, "join")
+    assert code == 0 and out.count("join --bootstrap FILE") == told
+
+
 @pytest.mark.parametrize("command", ["status", "peers", "privacy", "events", "share off", "join"])
 def test_client_commands_load_nothing_heavy(socket, command):
     source = (

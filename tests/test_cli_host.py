@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import stat
 import sys
@@ -28,11 +27,7 @@ ADDRESS = f"/ip4/127.0.0.1/tcp/4201/p2p/{peer_id_of(bytes(32))}"
 
 @pytest.fixture(autouse=True)
 def folder(monkeypatch):
-    with fakes.short_folder() as path:
-        monkeypatch.chdir(path)
-        monkeypatch.setenv("HOME", str(path))
-        for name in [n for n in os.environ if n.startswith("P2PFED_")]:
-            monkeypatch.delenv(name)
+    with fakes.empty_home(monkeypatch) as path:
         yield path
 
 
@@ -60,7 +55,7 @@ def test_init_makes_a_private_folder_a_private_key_and_a_configuration_that_load
 def test_init_for_training_needs_a_budget(capsys, folder):
     code, _, err = run(capsys, "init", "--name", "x", "--dir", "node", "--task", "heart-disease")
     assert code == 2 and "privacy.epsilon: missing" in err
-    assert list((folder / "node").iterdir()) == []
+    assert not (folder / "node").exists()
     (folder / "data").mkdir()
     assert (
         run(
@@ -127,7 +122,25 @@ def test_the_configuration_of_init_names_every_key_there_is(capsys, folder):
 def test_a_name_that_no_configuration_takes_is_refused_and_leaves_nothing(capsys, folder):
     code, _, err = run(capsys, "init", "--name", "x" * 65, "--dir", "node")
     assert code == 2 and "node.name" in err
-    assert list((folder / "node").iterdir()) == []
+    assert not (folder / "node").exists()
+
+
+@pytest.mark.parametrize("wrong", [("--listen", "nope"), ("--announce", "/ip4/10.0.0.1/udp/1")])
+def test_an_address_that_is_none_is_refused_and_nothing_is_written(capsys, folder, wrong):
+    code, _, err = run(capsys, "init", "--name", "x", "--dir", "node", *wrong)
+    what, why, do = err.splitlines()
+    assert code == 2 and what == "the configuration that these arguments make has 1 mistake"
+    assert f"node.{wrong[0][2:]}.0" in why and "/ip4/192.0.2.1/tcp/4201" in why
+    assert do == "nothing was written; correct the arguments: p2pfed init -h"
+    assert not (folder / "node").exists()
+
+
+def test_a_failed_init_takes_away_the_folders_that_it_made_and_no_others(capsys, folder):
+    (folder / "there").mkdir(mode=0o700)
+    for place in ("a/b/node", "there"):
+        assert run(capsys, "init", "--name", "x", "--dir", place, "--listen", "nope")[0] == 2
+    assert not (folder / "a").exists()
+    assert list((folder / "there").iterdir()) == []
 
 
 # --- config ------------------------------------------------------------------------------------
@@ -142,7 +155,7 @@ def test_config_check_lists_all_mistakes_at_once(capsys, folder):
 
 
 def test_without_any_configuration_the_next_step_is_told(capsys, folder, monkeypatch):
-    monkeypatch.setattr("p2pfed.cli.locate._PLACES", ("p2pfed.toml",))
+    monkeypatch.setattr("p2pfed.places.PLACES", ("p2pfed.toml",))
     code, _, err = run(capsys, "config", "check")
     assert code == 2 and "p2pfed init" in err
 
@@ -173,6 +186,23 @@ def test_node_hands_checked_settings_to_the_daemon_and_returns_its_code(
     assert run(capsys, "node", "-c", "node/p2pfed.toml", "--socket", folder / "s.sock")[0] == 7
     [settings] = given
     assert settings.admin_socket == folder / "s.sock"
+
+
+def test_a_machine_without_any_name_server_is_told_so(capsys, folder, monkeypatch):
+    """Libp2p asks for one as soon as it is imported."""
+    from dns.resolver import NoResolverConfiguration
+
+    def missing(name):
+        raise NoResolverConfiguration("no nameservers")
+
+    fake = types.ModuleType("p2pfed.node.daemon")
+    fake.__getattr__ = missing
+    monkeypatch.setitem(sys.modules, "p2pfed.node.daemon", fake)
+    run(capsys, "init", "--name", "x", "--dir", "node")
+    code, _, told = run(capsys, "node", "-c", "node/p2pfed.toml")
+    assert code == 1  # the unit tries again
+    assert "knows no name server" in told
+    assert "nameserver 127.0.0.1" in told
 
 
 def test_a_socket_path_that_is_too_long_is_told_before_anything_starts(capsys, folder):
@@ -258,7 +288,6 @@ def test_the_demo_gets_its_options(capsys, monkeypatch):
     assert given == [
         {
             "data": "d",
-            "nodes": 5,
             "seed": 0,
             "out": "p2pfed-demo",
             "epsilon": "10",

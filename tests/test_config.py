@@ -68,8 +68,10 @@ def test_a_missing_file_says_how_to_make_one(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["[node", "a = ", "\ufffd = = 1"])
-def test_what_is_not_toml_is_told_with_its_line(write, text):
-    assert "line" in mistakes(write(text))
+def test_what_is_not_toml_is_told_with_its_place_and_file(write, text):
+    file = write(text)
+    told = mistakes(file)
+    assert "(at " in told and f"p2pfed config check {file}" in told
 
 
 def test_what_cannot_be_read_is_told(tmp_path):
@@ -153,6 +155,54 @@ def test_networks_and_limits_of_the_network_are_read(write):
     assert network.upload_limit_mbit == 2.5
 
 
+def test_how_a_hospital_trains_is_read_and_has_defaults(write, tmp_path, monkeypatch):
+    train = load_settings(write(MINIMAL)).train
+    assert (train.device, train.gpus, train.precision) == ("auto", "auto", "auto")
+    assert (train.patience, train.longest_round, train.memory_gb) == (0, 86400.0, 0.0)
+    settings = load_settings(write(MINIMAL))
+    assert settings.loop_socket == tmp_path / "state" / "loop.sock"
+    assert settings.trainer_state == tmp_path / "state" / "trainer"
+    keys = """
+        device = "xpu"
+        gpus = 3
+        precision = "bf16"
+        patience = 5
+        longest_round = 90.5
+        memory_gb = 12.5
+        loop_socket = "l.sock"
+        state = "mine"
+    """
+    settings = load_settings(write(MINIMAL.replace('task = "heart"', f'task = "heart"\n{keys}')))
+    train = settings.train
+    assert (train.device, train.gpus, train.precision) == ("xpu", 3, "bf16")
+    assert (train.patience, train.longest_round, train.memory_gb) == (5, 90.5, 12.5)
+    monkeypatch.setenv("P2PFED_TRAIN__GPUS", "2")
+    assert load_settings(write(MINIMAL)).train.gpus == 2
+    assert settings.loop_socket == tmp_path / "l.sock"
+    assert settings.trainer_state == tmp_path / "mine"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'device = "tpu"',
+        "gpus = 0",
+        'gpus = "all"',
+        "gpus = true",
+        'precision = "fp16"',
+        "patience = -1",
+        "patience = true",
+        "longest_round = 0",
+        "longest_round = inf",
+        "memory_gb = -1",
+        "memory_gb = nan",
+    ],
+)
+def test_what_is_no_way_to_train_is_told_by_its_key(write, line):
+    text = mistakes(write(MINIMAL.replace('task = "heart"', f'task = "heart"\n{line}')))
+    assert f"train.{line.split()[0]}" in text
+
+
 def test_what_is_no_network_is_told_with_the_reason(write):
     text = mistakes(
         write(
@@ -167,8 +217,8 @@ def test_what_is_no_network_is_told_with_the_reason(write):
             """
         )
     )
-    assert "network.allowed_networks.0: Value error, 10.0.0.1/8 has host bits set" in text
-    assert "network.allowed_networks.1: Value error, 'clinic' does not appear to be" in text
+    assert "network.allowed_networks.0: 10.0.0.1/8 has host bits set" in text
+    assert "network.allowed_networks.1: 'clinic' does not appear to be" in text
     assert "network.reach:" in text
     assert "network.upload_limit_mbit:" in text
 
@@ -299,7 +349,7 @@ def test_a_home_is_expanded_and_an_unknown_one_told(write, monkeypatch, tmp_path
     assert "nobody-here" in mistakes(write(MINIMAL.replace('"state"', '"~nobody-here/state"')))
 
 
-@pytest.mark.parametrize("key", ["admin.socket", "train.socket"])
+@pytest.mark.parametrize("key", ["admin.socket", "train.socket", "train.loop_socket"])
 def test_a_socket_path_that_the_system_would_cut_off_is_refused(write, tmp_path, key):
     room = SOCKET_PATH_BYTES - len(str(tmp_path)) - 1
     fits, long = "s" * room, "s" * (room + 1)
@@ -337,3 +387,67 @@ def test_where_state_lives(monkeypatch, home, state, root, expected):
     monkeypatch.setenv("HOME", "/home/x")
     monkeypatch.setattr(os, "geteuid", lambda: 0 if root else 1000)
     assert default_state_dir() == Path(expected)
+
+
+# --- the trainer's user --------------------------------------------------------------------------
+
+
+def with_user(user: str, data: str = "nowhere") -> str:
+    return MINIMAL.replace("[train]\n", f'[train]\nuser = "{user}"\ndata = "{data}"\n')
+
+
+def test_without_a_trainers_user_there_is_no_account(write):
+    assert load_settings(write(MINIMAL)).trainer_account is None
+
+
+def test_a_trainers_user_is_a_name_or_a_number(write):
+    assert load_settings(write(with_user("nobody"))).trainer_account[0] > 0
+    assert load_settings(write(with_user("61872"))).trainer_account == (61872, 61872)
+    told = mistakes(write(with_user("no-such-user")))
+    assert "train.user: there is no user 'no-such-user' here" in told
+
+
+def test_another_users_data_need_not_be_seen_and_ones_own_must(write):
+    load_settings(write(with_user(str(os.geteuid() + 1))))
+    assert "train.data" in mistakes(write(with_user(str(os.geteuid()))))
+
+
+def test_a_path_that_we_may_not_look_at_is_not_a_mistake_of_the_file(write, monkeypatch):
+    def closed(path: Path) -> bool:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(Path, "exists", closed)
+    load_settings(write(with_user(str(os.geteuid()))))
+
+
+def test_the_key_is_as_named_else_the_service_managers_else_in_the_data_directory(
+    write, tmp_path, monkeypatch
+):
+    handed = tmp_path / "credentials"
+    handed.mkdir()
+    assert load_settings(write(MINIMAL)).key_file == tmp_path / "state" / "node.key"
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(handed))
+    assert load_settings(write(MINIMAL)).key_file == tmp_path / "state" / "node.key"
+    (handed / "node.key").touch()
+    assert load_settings(write(MINIMAL)).key_file == handed / "node.key"
+    named = MINIMAL.replace("[train]", 'key_file = "mine"\n[train]')
+    assert load_settings(write(named)).key_file == tmp_path / "mine"
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 100_000, f"a = {'9' * 5000}"])
+def test_what_no_parser_can_take_is_told_as_a_mistake_of_the_file(tmp_path, text):
+    file = tmp_path / "p2pfed.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="is not TOML"):
+        load_settings(file)
+
+
+def test_a_trainers_user_with_a_zero_byte_is_an_unknown_one(tmp_path):
+    file = tmp_path / "p2pfed.toml"
+    file.write_text(
+        '[node]\nname = "a"\ndata_dir = "."\n[train]\ntask = "x:Y"\nuser = "a\\u0000b"\n'
+        '[privacy]\nepsilon = "1"\n'
+    )
+    with pytest.raises(ConfigError) as told:
+        load_settings(file)
+    assert "train.user: there is no user" in told.value.why

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fair_clock import FairClock
 
 from p2pfed.cli.main import main
 from p2pfed.demo import federation as module
@@ -182,9 +183,9 @@ def test_an_interrupt_while_the_daemons_are_stopped_does_not_stop_the_stopping(
 
 
 def test_a_missing_data_folder_is_told_at_once(out, capsys):
-    started = time.monotonic()
+    clock = FairClock()
     assert main(["demo", "--data", str(out / "nothing"), "--out", str(out)]) == 2
-    assert time.monotonic() - started < 10
+    assert clock.within(10)
     assert f"{out / 'nothing'} is not a folder" in capsys.readouterr().err
     assert processes_of(out) == []
 

@@ -218,7 +218,7 @@ def test_where_a_beat_would_say_nothing_new_a_ping_does():
     lab.now += 0.5
     lab.hear(1, Ack(later.sequence))
     assert lab.core.membership.get(peer_of(1)).rtt >= 0.5
-    lab.core.task_id = b"t" * 32
+    lab.core.introduction.task_id = b"t" * 32
     assert messages(lab.pass_time(1), Beat)
 
 
@@ -298,6 +298,14 @@ def test_a_peer_with_another_run_or_task_is_named_once(changes, differs):
     told = [e.data["differs"] for e in of_type(effects, Note) if e.type == "peer.differs"]
     assert told == ([differs] if differs else [])
     assert not blamed(effects)
+
+
+def test_a_peer_that_changes_its_run_with_every_beat_is_named_once_a_minute():
+    lab = Lab()
+    lab.core.start_run(lab.run)
+    lab.give(Connected(peer_of(1)))
+    effects = [e for i in range(100) for e in lab.hear(1, lab.beat(1, run_id=bytes([i + 1]) * 32))]
+    assert len([e for e in of_type(effects, Note) if e.type == "peer.differs"]) == 1
 
 
 def test_who_has_said_goodbye_says_nothing_more_until_it_comes_back():

@@ -14,6 +14,7 @@ from p2pfed.gossip.pairwise import (
     FINE_BITS,
     LIMIT,
     add_change,
+    apart,
     check_vector,
     exchange,
     from_grid,
@@ -126,6 +127,18 @@ def test_a_model_of_several_chunks_is_averaged_like_its_parts():
     right = (2 * x_i + 3 * x_j) / 5
     assert np.abs(y_i - right).max() < np.abs(x_i - x_j).max() / 1000
     assert np.abs(y_j - right).max() < np.abs(x_i - x_j).max() / 1000
+
+
+def test_a_step_tells_how_far_the_two_models_were_from_each_other():
+    chance = np.random.default_rng(5)
+    start = np.zeros(70_000, np.int64)
+    x_i, x_j = (chance.integers(-(2**30), 2**30, start.size) for _ in range(2))
+    for n_i, n_j in ((1, 1), (300, 7)):
+        moves = shares(n_i, n_j)
+        quoted = quote(x_j, start, "int16", chance.bytes)
+        step = make_step(x_i, start, quoted, moves, values="int16", chance=chance.bytes)
+        real = float(np.linalg.norm((x_i - x_j) / 2.0 ** (10 + FINE_BITS)))
+        assert apart(step, start.size, moves, "int16", 10) == pytest.approx(real, rel=1e-3)
 
 
 def test_the_grid_is_kept_and_rounded_half_up():

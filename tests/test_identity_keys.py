@@ -124,3 +124,48 @@ def test_a_stewards_key_runs_no_node(tmp_path):
 def test_the_builders_keys_are_stable():
     assert peer_of(0) == key_of(0).peer_id
     assert peer_of(0) == "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp"
+
+
+# --- a key that the service manager hands over ---------------------------------------------------
+
+
+@pytest.fixture
+def credential(tmp_path, monkeypatch):
+    """A key in the folder of this process's credentials."""
+    NodeKey.create(tmp_path / "node.key")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    return tmp_path / "node.key"
+
+
+@pytest.mark.parametrize("mode", [0o400, 0o440, 0o600])
+def test_a_credential_may_show_the_mask_of_its_access_list(credential, mode):
+    credential.chmod(mode)
+    assert NodeKey.load(credential).peer_id.startswith("12D3")
+
+
+@pytest.mark.parametrize("mode", [0o444, 0o404, 0o460, 0o450, 0o666])
+def test_a_credential_that_is_wider_than_that_is_refused(credential, mode):
+    credential.chmod(mode)
+    with pytest.raises(ConfigError, match="others on this machine"):
+        NodeKey.load(credential)
+
+
+def test_a_key_beside_the_credentials_is_held_to_the_strict_rule(credential, tmp_path, monkeypatch):
+    credential.chmod(0o440)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "other"))
+    with pytest.raises(ConfigError, match="mode 0440"):
+        NodeKey.load(credential)
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY")
+    with pytest.raises(ConfigError, match="mode 0440"):
+        NodeKey.load(credential)
+
+
+def test_a_credential_of_another_user_is_refused(credential, monkeypatch):
+    credential.chmod(0o440)
+    owner = credential.stat().st_uid
+    monkeypatch.setattr("os.geteuid", lambda: owner + 1)
+    if owner == 0:
+        assert NodeKey.load(credential).peer_id  # root, who hands them out
+    else:
+        with pytest.raises(ConfigError, match="others on this machine"):
+            NodeKey.load(credential)

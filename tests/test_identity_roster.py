@@ -151,8 +151,14 @@ def test_a_roster_on_top_of_an_unknown_fork_is_refused():
     net = Consortium(2)
     fork = Roster.decode(net.roster.next(members=[hospital(9)]).encode())
     net.grow(hospital(5))
-    with pytest.raises(FactRejected, match="does not follow"):
-        net.book().add(signed(fork.next().encode()))
+    book = net.book()
+    with pytest.raises(FactRejected, match="does not follow") as told:
+        book.add(signed(fork.next().encode()))
+    assert "v4 and v5; the second is believed here" in told.value.do
+    fourth = Roster.decode(fork.next().encode())
+    assert book.add(signed(fourth.next().encode())) is not None  # and with it, by hash, the fork
+    assert book.add(signed(fourth.encode())) is not None
+    assert book.add(signed(fork.encode())) is not None
 
 
 def test_rotation_needs_k_of_the_old_set_and_of_the_new():

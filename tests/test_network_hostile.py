@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import trio
 from consortium import Consortium, hospital, key_of, peer_of
+from fair_clock import FairClock
 from libp2p.crypto.ed25519 import create_new_key_pair
 from test_network_gate import (
     IDS,
@@ -37,7 +38,7 @@ from p2pfed.network.noise import Handshake
 
 pytestmark = pytest.mark.slow
 
-GOSSIP = "/p2pfed/gossip/1"
+GOSSIP = "/p2pfed/gossip/2"
 HELLO = opening("/noise")
 
 
@@ -70,7 +71,7 @@ async def is_served_quickly(a) -> None:
                 while await a.events.receive() != FrameReceived(b.peer_id, b"served?"):
                     pass
         if not scope.cancelled_caught:
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 while await a.events.receive() != PeerDisconnected(b.peer_id):
                     pass
             return
@@ -85,7 +86,7 @@ async def is_served_quickly(a) -> None:
 @pytest.mark.parametrize("level", ["negotiation", "noise message", "noise, after a whole message"])
 async def test_a_handshake_that_drips_ends_after_three_seconds_at_every_level(level):
     async with node("a") as a, await dial_tcp(a) as tcp, trio.open_nursery() as nursery:
-        began = trio.current_time()
+        clock = FairClock()
         if level == "negotiation":
             body = HELLO
         else:
@@ -95,25 +96,26 @@ async def test_a_handshake_that_drips_ends_after_three_seconds_at_every_level(le
                 await tcp.send_all(b"\x00\x20" + b"\x09" + bytes(31))  # an ephemeral key
         nursery.start_soon(drip, tcp.send_all, body)
         nursery.start_soon(is_served_quickly, a)
-        with trio.fail_after(6):
+        with trio.fail_after(30):
             await closed(tcp)
-        assert 2.0 < trio.current_time() - began < 4.0
+        assert clock.elapsed > 2.0
+        assert clock.within(4.0)
         nursery.cancel_scope.cancel()
 
 
 async def test_the_choice_of_yamux_that_drips_ends_with_the_handshakes_three_seconds():
     async with node("a") as a, stranger(a, muxed=False) as secure, trio.open_nursery() as nursery:
-        began = trio.current_time()
+        clock = FairClock()
         nursery.start_soon(drip, secure.write, opening("/yamux/1.0.0"))
         await data_until_the_end(secure)
-        assert trio.current_time() - began < 4.0
+        assert clock.within(4.0)
         nursery.cancel_scope.cancel()
 
 
 async def test_a_strangers_roster_that_drips_ends_after_three_seconds():
     gate = Gate()
     async with node("a", gate) as a, stranger(a) as secure, trio.open_nursery() as nursery:
-        began = trio.current_time()
+        clock = FairClock()
         frame = b"PF01" + struct.pack("!I", 1000) + bytes(1000)
         await secure.write(yamux(1, 1, 1) + yamux(0, 0, 1, opening("/p2pfed/roster/1")))
 
@@ -122,7 +124,8 @@ async def test_a_strangers_roster_that_drips_ends_after_three_seconds():
 
         nursery.start_soon(drip, send, frame, 0.2)
         assert await data_until_the_end(secure) == 0
-        assert 2.0 < trio.current_time() - began < 4.0
+        assert clock.elapsed > 2.0
+        assert clock.within(4.0)
         assert gate.heard == []
         nursery.cancel_scope.cancel()
 
@@ -131,12 +134,13 @@ async def test_a_member_that_drips_a_yamux_header_is_cut_when_our_streams_openin
     """It is connected only once it agreed to our stream, which it has `open_seconds` for."""
     limits = Limits(open_seconds=3.0)
     async with node("a", Gate("abx"), limits) as a, stranger(a) as secure:
-        began = trio.current_time()
+        clock = FairClock()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(drip, secure.write, yamux(1, 1, 1) * 9)
             nursery.start_soon(is_served_quickly, a)
-            await data_until_the_end(secure, 6.0)
-            assert 2.5 < trio.current_time() - began < 4.5
+            await data_until_the_end(secure)
+            assert clock.elapsed > 2.5
+            assert clock.within(4.5)
             nursery.cancel_scope.cancel()
         assert a.totals().connected == 0
 
@@ -148,7 +152,7 @@ async def connected_by_hand(a):
         await secure.write(
             yamux(0, 2, 2, opening(GOSSIP)) + yamux(1, 1, 1) + yamux(0, 0, 1, opening(GOSSIP))
         )
-        with trio.fail_after(3):
+        with trio.fail_after(30):
             assert await a.events.receive() == PeerConnected(IDS["x"])
         yield secure
 
@@ -171,9 +175,9 @@ async def test_a_message_that_drips_holds_nobody_up_and_ends_when_it_stands_stil
             await is_served_quickly(a)
         assert a.stats(IDS["x"]).direction == "inbound"  # five seconds of one byte each
         assert resident() - before < 8 << 20
-        began = trio.current_time()
-        await data_until_the_end(secure, 5.0)
-        assert trio.current_time() - began < 3.5
+        clock = FairClock()
+        await data_until_the_end(secure)
+        assert clock.within(3.5)
         assert await a.events.receive() == PeerDisconnected(IDS["x"])
 
 
@@ -283,7 +287,7 @@ async def test_who_answers_with_something_weaker_than_noise_gets_no_further_byte
             heard.extend(data)
 
     async with listener(answer) as address, node("a") as a:
-        with trio.fail_after(3), pytest.raises(RemoteProtocolError, match="does not speak"):
+        with trio.fail_after(30), pytest.raises(RemoteProtocolError, match="does not speak"):
             await a._host.dial(IDS["b"], address)
         await trio.sleep(0.1)
         assert bytes(heard) == HELLO
@@ -293,7 +297,7 @@ async def test_who_has_another_key_than_the_member_dialled_gets_no_byte_of_any_p
     gate = Gate("abx")
     async with node("x", gate) as x, node("a", Gate(offer=b"our roster")) as a:
         address = x.addresses()[0].partition("/p2p/")[0]
-        with trio.fail_after(5), pytest.raises(PeerError, match="handshake failed"):
+        with trio.fail_after(30), pytest.raises(PeerError, match="handshake failed"):
             await a._host.dial(IDS["b"], address)
         await trio.sleep(0.2)
         assert gate.heard == []
@@ -401,11 +405,11 @@ async def test_a_revoked_members_connection_is_dropped_at_once():
     gate = Gate("ab")
     async with node("a", gate) as a, node("b") as b:
         b.keep_connected(a.peer_id, a.addresses())
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             assert await a.events.receive() == PeerConnected(b.peer_id)
             assert await b.events.receive() == PeerConnected(a.peer_id)
         gate.members.discard(b.peer_id)
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             await a.recheck()
             assert await a.events.receive() == PeerDisconnected(b.peer_id)
             assert await b.events.receive() == PeerDisconnected(a.peer_id)
@@ -420,7 +424,7 @@ async def test_a_revoked_member_that_reads_nothing_is_dropped_all_the_same():
         assert a.send(IDS["x"], bytes(8 << 20))  # more than its socket takes
         await trio.sleep(0.3)
         gate.members.discard(IDS["x"])
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             await a.recheck()
             assert await a.events.receive() == PeerDisconnected(IDS["x"])
         await data_until_the_end(secure)
@@ -432,6 +436,6 @@ async def test_a_revoked_member_that_opens_a_stream_before_we_looked_is_cut():
     async with node("a", gate) as a, connected_by_hand(a) as secure:
         gate.members.discard(IDS["x"])
         await secure.write(yamux(1, 1, 3) + yamux(0, 0, 3, opening("/p2pfed/blob/1")))
-        with trio.fail_after(2):
+        with trio.fail_after(30):
             assert await a.events.receive() == PeerDisconnected(IDS["x"])
         assert gate.asked_for_blobs == 0

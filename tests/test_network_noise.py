@@ -73,7 +73,7 @@ async def with_the_library(*, we_dial: bool):
         else:
             done["session"] = await stock.secure_outbound(theirs, ID.from_base58(IDS[0]))
 
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(we)
             nursery.start_soon(it)
@@ -129,7 +129,7 @@ async def test_somebody_else_than_the_dialled_peer_is_refused():
                 await library(SEEDS[1]).secure_inbound(theirs)
 
         nursery.start_soon(listen)
-        with trio.fail_after(5), pytest.raises(Exception, match="does not correspond"):
+        with trio.fail_after(30), pytest.raises(Exception, match="does not correspond"):
             await handshake.agree(ours, IDS[0])
         ours.abort()
 

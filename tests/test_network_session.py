@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import trio
 
-from p2pfed.network import Limits, PeerConnected, PeerDisconnected
+from p2pfed.network import Limits, PeerConnected, PeerDisconnected, VersionsDiffer
 from p2pfed.network.session import Lane, Session
 
 ORDERS = [("ours", "theirs"), ("theirs", "ours")]
@@ -24,6 +24,10 @@ class FakeLink:
     broke_protocol: bool = False
     is_relayed: bool = False
     rtt: float | None = None
+    version: int = 2
+    heard: int = 2
+    proposed: frozenset[int] = frozenset()
+    nothing_common: bool = False
 
     @property
     def wire(self):
@@ -108,6 +112,65 @@ async def test_a_connection_the_node_has_not_heard_of_ends_unheard():
     waiting = one.announced
     assert await news(one) == [PeerConnected(GREAT)]
     assert waiting.is_set()
+
+
+async def test_a_connection_of_another_version_takes_over_nothing_that_was_written_for_the_first():
+    one = session()
+    adopt(one, FakeLink(inbound=True, version=2))
+    assert await news(one) == [PeerConnected(GREAT)]
+    assert one.put(b"of version 2")
+    older = FakeLink(inbound=True, opened_at=0.1, version=1)
+    assert adopt(one, older)
+    heard = await news(one)
+    assert heard == [PeerDisconnected(GREAT), PeerConnected(GREAT)]
+    assert heard[1].version == 1
+    assert one.announced.is_set()
+    one.put(b"of version 1")
+    assert await one.next_frame(older, Lane.URGENT) == b"of version 1"
+
+
+async def test_a_connection_of_another_version_that_the_node_has_not_heard_of_is_told_once():
+    one = session()
+    adopt(one, FakeLink(inbound=True, version=1))
+    adopt(one, FakeLink(inbound=True, opened_at=0.1, version=2))
+    heard = await news(one)
+    assert heard == [PeerConnected(GREAT)]
+    assert heard[0].version == 2
+
+
+@pytest.mark.parametrize(
+    ("ended", "told"),
+    [
+        (FakeLink(True, version=0, heard=0, nothing_common=True), [VersionsDiffer(GREAT, ())]),
+        (
+            FakeLink(True, version=0, heard=0, proposed=frozenset({4, 3}), nothing_common=True),
+            [VersionsDiffer(GREAT, (3, 4))],
+        ),
+        (
+            FakeLink(True, version=0, heard=0, proposed=frozenset({3})),
+            [],
+        ),  # it may have been about to say 2
+        (FakeLink(True, version=0, heard=2, proposed=frozenset({3})), []),
+        (FakeLink(True, version=0, heard=0), []),
+    ],
+)
+async def test_a_peer_without_a_common_version_is_told_from_one_that_was_cut_off(ended, told):
+    one = session()
+    one.links.add(ended)
+    one.release(ended)
+    assert await news(one) == told
+    assert one.is_unlike == bool(told)
+
+
+async def test_who_hangs_up_over_versions_twice_speaks_none_of_ours():
+    one = session()
+    for told in ([], [VersionsDiffer(GREAT, (1,))]):
+        link = FakeLink(True, version=0, heard=0, proposed=frozenset({1}))
+        one.links.add(link)
+        one.release(link)
+        assert await news(one) == told
+    adopt(one, FakeLink(inbound=True))
+    assert not one.is_unlike
 
 
 async def test_events_wait_in_order_while_the_node_takes_none(autojump_clock):

@@ -454,7 +454,6 @@ def test_a_wrong_genesis_is_refused_before_any_fold(hospital):
         node.start()
 
 
-@pytest.mark.timeout(10)
 def test_a_genesis_that_is_damaged_later_ends_the_fold_instead_of_repeating_it_for_ever(hospital):
     node = hospital()
     hold_all(node, 3)

@@ -16,7 +16,7 @@ from p2pfed.node.checkpoints import DiskCheckpoints
 from p2pfed.node.directory import file_digest
 from p2pfed.node.model import Model
 from p2pfed.node.store import Store
-from p2pfed.training.vector import read_view
+from p2pfed.training.handover import read_view
 
 NET = Consortium(3)
 CORRECTED = Averaging(drift_correction=True)

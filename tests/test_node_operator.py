@@ -5,16 +5,19 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import threading
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import trio
-from consortium import EXPIRES, Consortium, hospital, peer_of, signed
+import trio.testing
+from consortium import EXPIRES, Consortium, hospital, peer_of, signed, steward
 from node_parts import FakeTrainer, a_node
 
 from p2pfed.errors import ConfigError, NotFound, P2PFedError, PolicyError
-from p2pfed.gossip.events import Received, Tick
+from p2pfed.gossip.events import Folded, Received, Tick
+from p2pfed.identity.invited import Invited
 from p2pfed.identity.roster import Revocation
 from p2pfed.network import PeerStats
 from p2pfed.node import operator
@@ -74,8 +77,27 @@ async def test_a_node_that_nobody_can_dial_says_so(tmp_path):
     async with a_node(tmp_path) as node:
         await node.operator.join(roster=node.consortium.signed[-1], bootstrap=[])
         assert not any("can dial" in line for line in node.operator.status()["health"])
-        node.shell.core.addresses = ()
+        node.shell.core.introduction.addresses = ()
         assert any("nobody can dial this" in line for line in node.operator.status()["health"])
+
+
+async def test_a_peer_with_another_task_or_another_run_is_told_by_its_name(tmp_path):
+    async with a_node(tmp_path, config="allow_none = true") as node:
+        await node.with_run()
+        run = node.shell.run
+        node.beat_of(1, task_id=b"\1" * 32)
+        node.beat_of(2, task_id=run.task_id, run_id=b"\2" * 32)
+        await node.until(lambda: node.operator.status()["peers"]["alive"] == 2)
+        told = node.operator.status()["health"]
+        assert [line for line in told if "h1" in line] == [
+            "h1 has another version of the task installed"
+        ]
+        assert [line for line in told if "h2" in line] == ["h2 takes part in another run"]
+        node.beat_of(1, sequence=2, task_id=run.task_id)
+        node.beat_of(2, sequence=2)  # says nothing of its task: it does not train
+        await node.until(
+            lambda: not [t for t in node.operator.status()["health"] if "h1" in t or "h2" in t]
+        )
 
 
 async def test_a_peer_is_shown_with_the_way_that_leads_to_it(tmp_path):
@@ -191,7 +213,6 @@ def svt(task_id: bytes = b"\xab" * 32) -> dict:
     return {"task_id": task_id, **private, **share}
 
 
-@pytest.mark.timeout(20)
 @pytest.mark.parametrize("what", [
     "roster of garbage", "empty roster", "unsigned roster", "roster signed by one of two",
     "roster signed by strangers", "older roster", "roster of another network",
@@ -209,7 +230,7 @@ async def test_what_is_refused_is_refused_with_its_exit_code_and_changes_nothing
         node.operator.trainer_ready({"task_id": "ab" * 32})
         await node.operator.join(roster=node.consortium.signed[-1], bootstrap=[])
         before = node.public_state()
-        with trio.fail_after(5), pytest.raises(P2PFedError) as caught:
+        with trio.fail_after(30), pytest.raises(P2PFedError) as caught:
             await action(node)
         assert caught.value.exit_code == code
         assert caught.value.what
@@ -239,10 +260,36 @@ async def test_without_a_roster_there_is_nothing_to_join_and_no_run_to_accept(tm
 async def test_join_believes_the_roster_and_dials_who_is_listed(tmp_path):
     async with a_node(tmp_path) as node:
         told = await node.operator.join(roster=node.consortium.signed[-1], bootstrap=[BOOTSTRAP])
-        assert told == {"network": "test network", "roster_version": 2, "member": True, "peers": 2}
+        network = {"network": "test network", "roster_version": 2, "vouched": False}
+        network["network_id"] = node.consortium.roster.network_id.hex()
+        assert told == {**network, "member": True, "peers": 2, "dialled": 1}
         address = BOOTSTRAP["peer"][0]["addrs"][0]
         assert ("keep", peer_of(1), (address,)) in node.network.asked
         assert node.directory.rosters() == [node.consortium.signed[-1]]
+
+
+@pytest.mark.parametrize("vouched_by", ["nobody", "an id", "an invite"])
+async def test_a_first_roster_that_nothing_vouches_for_is_told_until_its_id_is_pinned(
+    tmp_path, vouched_by
+):
+    def told(node) -> list[str]:
+        return [line for line in node.operator.status()["health"] if "vouched" in line]
+
+    c = Consortium(3)
+    pinned = f'[network]\nid = "{c.roster.network_id.hex()}"\n'
+    if vouched_by == "an invite":
+        Invited("test network", c.roster.network_id, steward(0).key).write(tmp_path)
+    config = pinned if vouched_by == "an id" else ""
+    async with a_node(tmp_path, consortium=c, config=config) as node:
+        assert told(node) == []
+        answer = await node.operator.join(roster=c.signed[-1], bootstrap=[])
+        assert answer["vouched"] == (vouched_by != "nobody")
+        assert len(told(node)) == (vouched_by == "nobody")
+    async with a_node(tmp_path, consortium=c, config=config) as node:
+        assert len(told(node)) == (vouched_by == "nobody")  # and a restart forgets nothing
+    if vouched_by == "nobody":
+        async with a_node(tmp_path, consortium=c, config=pinned) as node:
+            assert told(node) == []
 
 
 async def test_leave_is_remembered_and_join_takes_it_back(tmp_path):
@@ -252,7 +299,9 @@ async def test_leave_is_remembered_and_join_takes_it_back(tmp_path):
         await node.until(lambda: node.operator.peer("h1")["state"] == "alive")
         await node.operator.leave()
         assert node.store.recall("left") is True
-        assert not node.operator.status()["present"]
+        status = node.operator.status()
+        assert not status["present"]
+        assert status["contributing"] == {"yes": False, "reason": "this node has left the network"}
         assert ("stop", peer_of(1)) in node.network.asked
         asked = len(node.network.asked)
         node.shell.feed(Tick(node.wall))
@@ -263,6 +312,22 @@ async def test_leave_is_remembered_and_join_takes_it_back(tmp_path):
         assert node.network.asked[-1] == ("keep", peer_of(1), (BOOTSTRAP["peer"][0]["addrs"][0],))
 
 
+async def test_a_blocked_member_is_told_of_until_it_is_not_blocked_any_more(tmp_path):
+    async with a_node(tmp_path) as node:
+        await node.operator.join(roster=node.consortium.signed[-1], bootstrap=[BOOTSTRAP])
+        await node.operator.block("h1", on=True)
+        told = "h1 is blocked here; to undo: p2pfed unblock h1"
+        assert told in node.operator.status()["health"]
+        await node.operator.block("h1", on=False)
+        assert told not in node.operator.status()["health"]
+
+
+def waits_for_a_model(node) -> str:
+    """The line of the status that says so."""
+    lines = node.operator.status()["health"]
+    return next((line for line in lines if "waits for its first model" in line), "")
+
+
 async def test_a_run_without_its_first_model_waits_and_fetches_it_from_a_peer(
     tmp_path, monkeypatch
 ):
@@ -271,21 +336,46 @@ async def test_a_run_without_its_first_model_waits_and_fetches_it_from_a_peer(
         await node.operator.join(roster=node.consortium.signed[-1], bootstrap=[])
         data, digest = node.genesis.read_bytes(), file_digest(node.genesis)
         await node.operator.accept_run(node.signed_run(), None)
-        await node.until(lambda: node.operator.status()["health"])
-        assert "waits for its first model" in " ".join(node.operator.status()["health"])
+        await node.until(lambda: waits_for_a_model(node))
         node.beat_of(2)
         node.network.files[peer_of(2), digest] = data
         await node.until(lambda: node.shell.run is not None)
         assert node.directory.blob(digest).read_bytes() == data
 
 
-async def test_a_first_model_that_rotted_on_the_disk_is_fetched_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(operator, "GENESIS_RETRY", 0.01)
-    async with a_node(tmp_path) as node:
+async def test_the_node_lives_on_while_an_operators_first_model_is_checked_and_copied(
+    tmp_path, monkeypatch
+):
+    lived, real, at_once = threading.Event(), operator.take_genesis, []
+
+    def slowly(*arguments):
+        at_once.append("begins")
+        assert lived.wait(30), "nothing else went on meanwhile"
+        real(*arguments)
+        at_once.append("ends")
+
+    monkeypatch.setattr(operator, "take_genesis", slowly)
+    async with a_node(tmp_path) as node, trio.open_nursery() as nursery:
+        await node.operator.join(roster=node.consortium.signed[-1], bootstrap=[])
+        for _ in range(2):
+            nursery.start_soon(node.operator.accept_run, node.signed_run(), node.genesis)
+        await node.until(lambda: at_once)
+        lived.set()
+        await node.until(lambda: node.shell.run is not None)
+    assert at_once == ["begins", "ends"] * 2  # both write to one place
+
+
+async def a_kept_genesis(folder):
+    """Of a node that has stopped: its first model's hash, the bytes, and where they lie."""
+    async with a_node(folder) as node:
         await node.with_run()
         digest = node.shell.run.genesis
-        data = node.genesis.read_bytes()
-    blob = tmp_path / "blobs" / digest.hex()
+        return digest, node.genesis.read_bytes(), folder / "blobs" / digest.hex()
+
+
+async def test_a_first_model_that_rotted_on_the_disk_is_fetched_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(operator, "GENESIS_RETRY", 0.01)
+    digest, data, blob = await a_kept_genesis(tmp_path)
     blob.write_bytes(data[:-1])
     async with a_node(tmp_path) as node:
         node.operator.resume()
@@ -293,6 +383,22 @@ async def test_a_first_model_that_rotted_on_the_disk_is_fetched_again(tmp_path, 
         node.beat_of(1)
         await node.until(lambda: node.shell.run is not None)
         assert blob.read_bytes() == data
+
+
+async def test_a_first_model_that_cannot_be_read_is_told_and_ends_no_daemon(tmp_path, monkeypatch):
+    monkeypatch.setattr(operator, "GENESIS_RETRY", 0.01)
+    digest, data, blob = await a_kept_genesis(tmp_path)
+    blob.unlink()
+    blob.mkdir()  # what root can read no more than anybody else
+    async with a_node(tmp_path) as node:
+        node.operator.resume()
+        node.network.files[peer_of(1), digest] = data
+        node.beat_of(1)
+        await node.until(lambda: "cannot be read: Is a directory" in waits_for_a_model(node))
+        assert str(blob) in waits_for_a_model(node)
+        blob.rmdir()
+        await node.until(lambda: node.shell.run is not None)
+        assert not waits_for_a_model(node)
 
 
 @pytest.mark.parametrize("damage", ["empty", "garbage", "unsigned", "missing"])
@@ -310,6 +416,92 @@ async def test_a_damaged_run_file_is_an_event_and_the_node_lives(tmp_path, damag
         json.dumps(everything(node.operator), allow_nan=False)
         await node.operator.accept_run(node.signed_run(), node.genesis)
         await node.until(lambda: node.shell.run is not None)
+
+
+async def test_training_is_paused_and_goes_on_and_both_are_remembered(tmp_path):
+    async with a_node(tmp_path, trains=True, config="allow_none = true") as node:
+        await node.with_run()
+        node.shell.trainer = trainer = FakeTrainer(tmp_path)
+        status = node.operator.status
+        assert await node.operator.pause(True) == {"paused": True}
+        await node.operator.pause(True)
+        assert trainer.paused
+        assert node.store.recall("paused") is True
+        assert status()["contributing"] == {"yes": False, "reason": "training is paused"}
+        assert status()["trainer"]["state"] == "paused"
+        assert any("p2pfed task resume" in line for line in status()["health"])
+        assert await node.operator.pause(False) == {"paused": False}
+        assert node.store.recall("paused") is False
+        assert status()["trainer"]["state"] == "ready"
+        assert "training is paused" not in str(status())
+        told = [kind for kind in node.kinds() if kind.startswith("task.")]
+        assert told == ["task.paused", "task.resumed"]
+
+
+async def test_a_node_whose_run_is_finished_says_that_it_releases_nothing_more(
+    tmp_path, monkeypatch
+):
+    async with a_node(tmp_path, trains=True, config="allow_none = true") as node:
+        await node.with_run(rounds=1)
+        node.shell.trainer = FakeTrainer(tmp_path)
+        monkeypatch.setattr(node.core, "why_not_contributing", lambda: "")
+        assert node.operator.status()["contributing"] == {"yes": True, "reason": ""}
+        node.core.progress._go_to(1)
+        told = node.operator.status()["contributing"]
+        assert told == {"yes": False, "reason": "the run is finished"}
+        (gauge,) = [f for f in node.operator.metrics() if f.name == "p2pfed_contributing"]
+        assert list(gauge.samples) == [((), 0)]
+
+
+async def test_a_node_without_a_trainer_has_nothing_to_pause(tmp_path):
+    async with a_node(tmp_path) as node:
+        with pytest.raises(PolicyError, match="no training to pause") as caught:
+            await node.operator.pause(True)
+        assert "train.enabled" in caught.value.do
+        assert node.store.recall("paused") is None
+
+
+async def test_a_node_that_waits_for_a_training_loop_says_so_and_how(tmp_path):
+    async with a_node(tmp_path, trains=True) as node:
+        node.shell.trainer = trainer = FakeTrainer(tmp_path)
+        trainer.state = "waiting for a training loop to join"
+        trainer.hint = "start your training loop: p2pfed.join(...), through /run/loop.sock"
+        status = node.operator.status()
+        assert status["contributing"]["reason"] == trainer.state
+        assert status["trainer"]["state"] == trainer.state
+        assert trainer.hint in status["health"]
+
+
+async def test_a_run_that_is_accepted_frees_a_loop_from_the_last_one(tmp_path):
+    async with a_node(tmp_path, trains=True, config="allow_none = true") as node:
+        node.shell.trainer = trainer = FakeTrainer(tmp_path)
+        await node.with_run()
+        await node.until(lambda: trainer.left == ["another run was accepted"])
+
+
+async def test_a_trainer_that_comes_after_the_end_of_a_run_is_shown_its_last_model(tmp_path):
+    async with a_node(tmp_path, trains=True, config="allow_none = true") as node:
+        await node.with_run(rounds=1)
+        node.shell.trainer = trainer = FakeTrainer(tmp_path)
+        node.operator.trainer_ready({"task_id": node.shell.run.task_id.hex()})
+        await trio.testing.wait_all_tasks_blocked()
+        assert trainer.requests == []  # rounds will come
+        node.core.progress._go_to(1)
+        node.core.progress.folding.folded = Folded(1, bytes(32), bytes(32))
+        node.operator.trainer_ready({"task_id": node.shell.run.task_id.hex()})
+        await node.until(lambda: trainer.requests)
+        asked = trainer.requests[0]
+        assert (asked["op"], asked["round"], asked["run"]) == ("evaluate", 1, node.shell.run_text)
+
+
+async def test_status_tells_how_long_the_last_round_took(tmp_path):
+    async with a_node(tmp_path) as node:
+        assert node.operator.status()["round_seconds"] is None
+        node.shell.clock.note("round.started", {"round": 3}, 10.0)
+        node.shell.clock.trained(3, 14.0)
+        node.shell.clock.note("round.finished", {"round": 3}, 15.5)
+        told = {"round": 3, "seconds": 5.5, "waiting": 1.5}
+        assert node.operator.status()["round_seconds"] == told
 
 
 async def test_another_run_takes_the_place_of_the_first(tmp_path):

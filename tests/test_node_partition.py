@@ -22,7 +22,7 @@ from p2pfed.identity.roster import Revocation
 from p2pfed.identity.rules import Averaging
 from p2pfed.privacy.ledger import Ledger
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 ROUNDS = 60
 HOT = 4  # rounds

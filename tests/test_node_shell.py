@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import os
 import sqlite3
 from dataclasses import replace
 from fractions import Fraction
@@ -13,12 +14,11 @@ import pytest
 import trio
 import trio.testing
 from consortium import Consortium, key_of, peer_of, sparse
-from node_parts import FakeTrainer, a_node
+from node_parts import FakeTrainer, a_node, plan
 
 from p2pfed.errors import TrainerError
 from p2pfed.gossip.events import (
     Disconnect,
-    Fold,
     Keep,
     Note,
     Released,
@@ -307,6 +307,40 @@ async def test_a_payload_is_only_ever_read_in_the_exchange_folder(tmp_path, monk
         assert secret.exists()
 
 
+@pytest.mark.parametrize("what", ["link", "pipe", "endless"])
+async def test_a_payload_is_a_file_of_bounded_size_and_never_a_link_or_a_pipe(
+    tmp_path, monkeypatch, what
+):
+    secret, place = tmp_path / "secret", tmp_path / "node" / "a.payload"
+    secret.write_bytes(PAYLOAD)
+    async with a_node(tmp_path / "node") as node:
+        await node.with_run()
+        run_id = node.shell.run.run_id.hex()
+
+        def answer(request):
+            told = answered(request, tmp_path / "node", run_id=run_id, payload=place.name)
+            place.unlink(missing_ok=True)
+            if what == "link":
+                place.symlink_to(secret)
+            elif what == "pipe":
+                os.mkfifo(place)
+                held.append(os.open(place, os.O_RDWR))  # or a reader would wait for ever
+                os.write(held[0], PAYLOAD)
+                os.set_blocking(held[0], False)
+            else:
+                place.touch()
+                os.truncate(place, 1 << 40)  # a hole
+            return told
+
+        held: list[int] = []
+        event = await outcome_of(node, monkeypatch, answer)
+        assert isinstance(event, TrainingEnded)
+        assert secret.read_bytes() == PAYLOAD
+        assert not held or os.read(held[0], 1 << 16) == PAYLOAD  # nobody has read it
+        for descriptor in held:
+            os.close(descriptor)
+
+
 @pytest.mark.parametrize(
     ("answer", "outcome", "reason"),
     [
@@ -356,15 +390,6 @@ async def test_what_was_trained_for_a_run_that_is_no_longer_active_is_dropped(
 
 
 # --- folding and fetching ----------------------------------------------------------------------
-
-
-def plan(node, round_: int) -> Fold:
-    facts = node.core.facts
-    return Fold(
-        round_,
-        tuple(facts.chain(r) for r in range(round_ + 1)),
-        tuple(facts.counted(r) for r in range(round_)),
-    )
 
 
 async def test_a_fold_ends_with_the_offers_and_then_the_hash(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from p2pfed.admin.client import Client
 from p2pfed.cli.main import main
 from p2pfed.errors import AdminError
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.slow
 
 P2PFED = [sys.executable, "-m", "p2pfed"]
 

@@ -18,7 +18,7 @@ from consortium import Consortium, peer_of, some_payload
 
 from p2pfed.errors import ConfigError
 from p2pfed.node.eventlog import EventLog
-from p2pfed.node.store import KEPT_EVENTS, Store
+from p2pfed.node.store import KeptEvent, Store
 from p2pfed.wire.delta import Proof
 from p2pfed.wire.payload import encode_payload
 
@@ -249,26 +249,28 @@ def test_a_number_that_was_shown_is_never_used_again_even_after_a_kill(tmp_path,
     assert after.since(0, 10)[0][-1]["seq"] > shown
 
 
-def test_a_reader_who_comes_late_is_told_how_many_events_are_lost(store):
+def test_a_reader_who_comes_late_is_told_how_many_events_are_lost(tmp_path):
+    store = Store(tmp_path / "store.db", kept_events=100)
     log = a_log(store)
-    for i in range(KEPT_EVENTS + 25):
+    for i in range(store.kept_events + 25):
         log.add("kind", {"i": i})
     events, lost = log.since(0, 3)
     assert lost == 25
     assert [event["seq"] for event in events] == [26, 27, 28]
     assert log.since(10, 1)[1] == 15
     assert log.since(25, 1)[1] == 0
-    assert log.since(KEPT_EVENTS + 25, 1) == ([], 0)
+    assert log.since(store.kept_events + 25, 1) == ([], 0)
     assert log.since(10**9, 1) == ([], 0)  # a number that was never given
-    assert store.event_range() == (26, KEPT_EVENTS + 25)
+    assert store.event_range() == (26, store.kept_events + 25)
+    store.close()
 
 
 def test_the_ring_of_events_is_kept_over_a_restart_with_its_loss(tmp_path):
     path = tmp_path / "store.db"
-    store = Store(path)
-    store.add_events((n, json.dumps({"seq": n})) for n in range(1, KEPT_EVENTS + 8))
+    store = Store(path, kept_events=50)
+    store.add_events(KeptEvent(n, "kind", n, json.dumps({"seq": n})) for n in range(1, 58))
     store.close()
-    store = Store(path)
+    store = Store(path, kept_events=50)
     assert a_log(store).since(0, 1) == ([{"seq": 8}], 7)
     store.close()
 

@@ -11,7 +11,7 @@ from p2pfed.demo.federation import Federation, wait_for
 from p2pfed.demo.plan import Cast, Hospital, run_constants
 from p2pfed.privacy.ledger import Ledger
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.slow
 
 
 def round_of(daemon) -> int:

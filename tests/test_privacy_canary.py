@@ -355,12 +355,17 @@ def test_no_private_fact_crosses_in_any_form_in_any_kind_of_round(start):
 
 
 @pytest.mark.slow
-def test_a_trainer_that_cannot_start_keeps_its_patients_to_itself(start, tmp_path):
+@pytest.mark.parametrize(
+    ("mood", "kind"),
+    [("no data", "ValueError"), ("no data, raise ConfigError", "ConfigError")],
+)
+def test_a_trainer_that_cannot_start_keeps_its_patients_to_itself(start, tmp_path, mood, kind):
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "mood").write_text("no data")
+    (tmp_path / "a" / "mood").write_text(mood)
     trainer = Trainer(tmp_path / "a")
     trainer.stop()
     assert trainer.hello["event"] == "failed"
+    assert trainer.hello["what"] == f"the task raised {kind} while reading its data"
     assert found(*trainer.crossed) == set()
     assert {"value", "name"} <= found((tmp_path / "a" / "t.log").read_bytes())
 

@@ -189,7 +189,7 @@ def test_a_ledger_that_a_trainer_has_open_is_refused_by_its_process(path):
         assert trainer.stdout.readline() == "open\n"
         with pytest.raises(StateInUse, match=rf"process {trainer.pid}") as caught:
             read_ledger(path)
-        assert "copy the file" in caught.value.do
+        assert "p2pfed task pause" in caught.value.do
         trainer.communicate("\n")
     assert len(read_ledger(path).records) == 20
 

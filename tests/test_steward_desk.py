@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import importlib.util
 import json
 import os
 import stat
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from p2pfed.cli import roster_file
 from p2pfed.cli.main import main
+from p2pfed.cli.runs import _of_hospital
 from p2pfed.errors import FactRejected
 from p2pfed.identity.book import RosterBook
 from p2pfed.identity.keys import NodeKey, peer_id_of
@@ -151,14 +156,24 @@ def test_a_changed_byte_is_noticed(desk):
     assert code == 7 and len(err.splitlines()) == 3
 
 
-def test_an_expired_roster_is_refused(desk):
-    desk.found(expires="2020-01-31")
+def test_an_expired_roster_is_refused(desk, monkeypatch):
+    desk.found(expires="9d")
     desk.sign("v1", "a", "b")
-    code, _, err = desk.run("steward", "verify", "v1")
-    assert code == 7 and "expired on 2020-01-31" in err and "extend" in err
+    in_ten_days = dt.datetime.now(dt.UTC) + dt.timedelta(days=10)
+    with monkeypatch.context() as later:
+        later.setattr(roster_file, "_now", lambda: in_ten_days)
+        code, _, err = desk.run("steward", "verify", "v1")
+    assert code == 7 and "roster v1 expired on 20" in err and "extend" in err
     desk.ok("steward", "extend", "v1", "--expires", "30d", "--out", "v2")
     desk.sign("v2", "a", "c")
     desk.ok("steward", "verify", "v2")
+
+
+def test_an_expiry_that_is_over_is_refused(desk):
+    desk.found()
+    code, _, err = desk.run("steward", "extend", "v1", "--expires", "2020-01-31", "--out", "v2")
+    assert code == 2 and err.startswith("2020-01-31 is over\n")
+    assert not (desk.folder / "v2").exists()
 
 
 def test_an_older_roster_is_refused(desk):
@@ -276,6 +291,8 @@ def test_nothing_is_overwritten(desk):
         ("--steward", "x", "--threshold", "1"),
         ("--steward", f"a={'0' * 64}", "--threshold", "x"),
         ("--steward", f"a={'0' * 64}", "--threshold", "1", "--expires", "soon"),
+        ("--steward", f"a={'0' * 64}", "--threshold", "1", "--expires", "2020-01-31"),
+        ("--steward", f"a={'0' * 64}", "--threshold", "1", "--expires", "0d"),
         ("--steward", f"a={'0' * 64}", "--threshold", "1", "--expires", "99999d", "--out", "/no/f"),
     ],
 )
@@ -457,12 +474,24 @@ def accepting(task, monkeypatch):
 @pytest.mark.slow
 def test_accepting_shows_what_leaves_and_hands_over_exact_bytes_and_genesis(accepting):
     desk, backend = accepting
+    (desk.folder / "blobs").mkdir()  # as a daemon makes them
+    (desk.folder / "store.db").touch()
     told = desk.ok("run", "accept", "run", "--genesis", "genesis", "--yes")
     assert told.index("what leaves the building") < told.index("accepted run heart")
+    assert "at most ε 10," in told  # what the run may take, and what this hospital gives:
+    assert "  this hospital   stops at its own ε 8, over all runs (privacy.epsilon)" in told
     blob = desk.folder / "blobs" / fact_hash(b"model").hex()
     assert backend.asked == [("run", (desk.bytes("run"), blob))]
     assert blob.read_bytes() == b"model"
     assert stat.S_IMODE(blob.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(("own", "told"), [(8.0, 1), (10.0, 0), (12.0, 0), (None, 0)])
+def test_a_hospitals_own_limit_is_told_where_it_is_the_lower_one(own, told):
+    made = SimpleNamespace(mechanism="svt", epsilon=Fraction(10))
+    assert len(list(_of_hospital({"epsilon": own}, made))) == told
+    bare = SimpleNamespace(mechanism="none", epsilon=Fraction(0))
+    assert list(_of_hospital({"epsilon": own}, bare)) == []
 
 
 @pytest.mark.slow

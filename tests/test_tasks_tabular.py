@@ -147,7 +147,7 @@ def test_training_on_real_patients_learns(heart_folder):
         start = initial_vector(task, seed=0)
         trained = train_local(
             task, data.train, start, steps=400, learning_rate=0.05, batch_size=16, seed=0
-        )
+        ).vector
         assert evaluate(task, trained, data.test)["accuracy"] > least
 
 

@@ -32,7 +32,7 @@ async def received(stream, count):
 
 
 async def until(condition):
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while not condition():  # noqa: ASYNC110 - the proxy has no event for it
             await trio.sleep(0.001)
 
@@ -221,7 +221,7 @@ async def test_a_reset_breaks_both_sides_and_the_next_connection_is_served():
             proxy.reset()
             with pytest.raises(trio.BrokenResourceError):
                 await stream.receive_some(1)
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 await broken.wait()
         async with await dialled(proxy) as stream:
             await stream.send_all(b"y")

@@ -17,6 +17,7 @@ from p2pfed.training.contributions import PatientContributions
 from p2pfed.training.local import initial_vector
 from p2pfed.training.task import HyperParameters, Split, Task
 from p2pfed.training.vector import get_vector, set_vector
+from p2pfed.training.watch import Watch
 
 
 class Small(Task):
@@ -144,10 +145,32 @@ def test_two_readings_agree():
 
 def test_memory_bounds_the_patients_of_a_chunk():
     vector = initial_vector(Small(), seed=1)
-    chunks = PatientContributions(
-        Small(), vector, patients([1] * 9), chunk_bytes=16 * vector.size * 4
-    )
+    each = PatientContributions(Small(), vector, patients([1] * 9))._bytes_of(0)
+    assert each > 16 * vector.size  # its activations count as well
+    chunks = PatientContributions(Small(), vector, patients([1] * 9), chunk_bytes=4 * each)
     assert [len(rows) for rows in chunks.chunks()] == [4, 4, 1]
+
+
+def test_memory_that_runs_out_halves_the_chunk_and_says_so():
+    """The same rows come, and a task that cannot do even one patient still fails."""
+    vector, split, watch = initial_vector(Small(), seed=1), patients([1] * 9), Watch()
+
+    class Scarce(PatientContributions):
+        def _rows(self, chosen):
+            if len(chosen) > self.room:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super()._rows(chosen)
+
+    scarce = Scarce(Small(), vector, split, watch=watch)
+    scarce.room = 2
+    assert [len(rows) for rows in scarce.chunks()] == [2, 2, 2, 2, 1]
+    assert [len(rows) for rows in scarce.chunks()] == [2, 2, 2, 2, 1]  # it is remembered
+    assert watch.notes == [f"memory ran out: {n} patients at a time from now on" for n in (4, 2)]
+    whole = rows_of(PatientContributions(Small(), vector, split))
+    np.testing.assert_allclose(rows_of(scarce), whole, atol=1e-6)
+    scarce.room = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        list(scarce.chunks())
 
 
 def test_a_patient_whose_gradient_overflows_contributes_zeros():

@@ -117,7 +117,7 @@ def test_another_run_starts_with_nothing_left(hospital_with):
 
 
 def _other(hospital) -> Path:
-    return Path(hospital._policy.ledger).with_name("another.db")
+    return Path(hospital.policy.ledger).with_name("another.db")
 
 
 # --- by type, not by hope ------------------------------------------------------------------------
@@ -250,10 +250,10 @@ def test_a_shift_is_added_to_every_step():
     hospital = BreastCancer().data(None, {"site": 0})
     shift = np.linspace(-1, 1, 31, dtype=np.float32) / 64
     how = {"steps": 4, "learning_rate": 0.0, "batch_size": 16, "seed": 1}
-    ended = train_local(BreastCancer(), hospital.train, VIEW, shift=shift, **how)
+    ended = train_local(BreastCancer(), hospital.train, VIEW, shift=shift, **how).vector
     np.testing.assert_allclose(ended, VIEW + 4 * shift, atol=1e-6)
     torch.testing.assert_close(
-        train_local(BreastCancer(), hospital.train, VIEW, **how), VIEW, rtol=0, atol=0
+        train_local(BreastCancer(), hospital.train, VIEW, **how).vector, VIEW, rtol=0, atol=0
     )
 
 

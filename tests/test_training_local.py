@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from p2pfed.errors import UpdateRejected
 from p2pfed.tasks.breast_cancer import BreastCancer
 from p2pfed.training.local import evaluate, initial_vector, quantise, train_local
 from p2pfed.training.task import HyperParameters
+from p2pfed.training.watch import Watch
 from p2pfed.wire.payload import decode_payload, encode_payload
 
 HOW = {"steps": 12, "learning_rate": 0.05, "batch_size": 16}
@@ -28,7 +31,9 @@ def test_training_is_a_function_of_the_seed(hospital, optimizer, monkeypatch):
     monkeypatch.setattr(BreastCancer, "hyper", HyperParameters(optimizer=optimizer))
     task = BreastCancer()
     start = initial_vector(task, seed=3)
-    one, same, other = (train_local(task, hospital.train, start, seed=s, **HOW) for s in (1, 1, 2))
+    one, same, other = (
+        train_local(task, hospital.train, start, seed=s, **HOW).vector for s in (1, 1, 2)
+    )
     assert one.tobytes() == same.tobytes() != other.tobytes()
     assert (
         evaluate(task, one, hospital.train)["loss"] < evaluate(task, start, hospital.train)["loss"]
@@ -52,6 +57,58 @@ class Diverging(BreastCancer):
 def test_training_that_diverges_is_an_error(hospital):
     with pytest.raises(UpdateRejected, match="NaN or infinity"):
         train_local(Diverging(), hospital.train, initial_vector(Diverging(), seed=3), seed=1, **HOW)
+
+
+class Scarce(BreastCancer):
+    """Memory for so many records at a time."""
+
+    room = 3
+
+    def loss(self, output, target):
+        if len(output) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().loss(output, target)
+
+
+def test_memory_that_runs_out_halves_the_batch_and_changes_no_result(hospital):
+    watch, start = Watch(), initial_vector(BreastCancer(), seed=3)
+    whole, pieces = (
+        train_local(task, hospital.train, start, seed=1, watch=watch, **HOW).vector
+        for task in (BreastCancer(), Scarce())
+    )
+    np.testing.assert_allclose(pieces, whole, atol=1e-6)
+    assert watch.notes == [
+        f"memory ran out: batches go in {n} pieces from now on" for n in (2, 4, 8)
+    ]
+    without = Scarce()
+    without.room = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        train_local(without, hospital.train, start, seed=1, **HOW)
+
+
+class Drawn(BreastCancer):
+    """FedProx, and nothing else: the loss is flat."""
+
+    hyper = replace(BreastCancer.hyper, proximal=0.5)
+
+    def loss(self, output, target):
+        return super().loss(output, target) * 0
+
+
+def test_fedprox_draws_nowhere_from_the_common_model_itself(hospital):
+    start = initial_vector(BreastCancer(), seed=3)
+    stayed = train_local(Drawn(), hospital.train, start, seed=1, **HOW).vector
+    np.testing.assert_array_equal(stayed, start)
+
+
+def test_fedprox_draws_back_by_its_weight_times_the_distance(hospital):
+    """After a shift s per step, step k moves by -rate mu d: d' = d (1 - rate mu) + s."""
+    start, shift = initial_vector(BreastCancer(), seed=3), np.full(31, 0.1, np.float32)
+    ended = train_local(
+        Drawn(), hospital.train, start, seed=1, shift=shift, **HOW | {"steps": 3}
+    ).vector
+    kept = 1 - HOW["learning_rate"] * 0.5
+    np.testing.assert_allclose(ended - start, 0.1 * (1 + kept + kept**2), rtol=1e-5)
 
 
 @given(st.lists(st.floats(-20, 20), min_size=1, max_size=30), st.integers(4, 16))

@@ -18,7 +18,7 @@ VIEWS = {"/v1/status": lambda: {"device": "cpu"}, "/v1/broken": lambda: {"x": ob
 def ask(path, method="GET", target="/v1/status"):
     connection = http.client.HTTPConnection("local")
     connection.sock = socket.socket(socket.AF_UNIX)
-    connection.sock.settimeout(5)
+    connection.sock.settimeout(30)
     connection.sock.connect(str(path))
     try:
         connection.request(method, target)
@@ -58,7 +58,7 @@ def test_other_pages_are_not_found(served, target):
 )
 def test_garbage_does_not_stop_it(served, garbage):
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(5)
+        client.settimeout(30)
         client.connect(str(served))
         client.sendall(garbage)
     assert ask(served)[0] == 200

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from fractions import Fraction
 
+import broken_tasks
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from p2pfed.config import Settings
+from p2pfed.errors import BudgetExhausted, UpdateRejected
 from p2pfed.identity.run import Gate, Outer, Run
 from p2pfed.privacy.accountant import Cost, epsilon_spent
 from p2pfed.privacy.gate import decode_release
@@ -18,6 +20,7 @@ from p2pfed.privacy.ledger import Ledger, ReleaseKey
 from p2pfed.privacy.worth import WORTH
 from p2pfed.tasks.breast_cancer import BreastCancer
 from p2pfed.training.contributions import PatientContributions
+from p2pfed.training.guarded import TaskFailed
 from p2pfed.training.local import initial_vector, train_local
 from p2pfed.training.round import Exhausted, Hospital, Refused, Released, Skipped
 from p2pfed.training.task import Split, TaskData, task_id
@@ -152,7 +155,7 @@ def test_without_privacy_the_largest_changes_of_local_training_are_sent(hospital
     change = train_local(
         BreastCancer(), split, VIEW, steps=hyper.local_steps, seed=seed,
         learning_rate=hyper.learning_rate, batch_size=hyper.batch_size,
-    ) - VIEW  # fmt: skip
+    ).vector - VIEW  # fmt: skip
     largest = np.sort(np.argsort(-np.abs(change))[:16])
     assert payload.is_dense  # 16 of 31 are shorter so
     assert np.flatnonzero(payload.values).tolist() == largest.tolist()
@@ -373,3 +376,99 @@ def test_the_threshold_follows_from_the_nodes_own_releases_alone(hospital_with):
     assert (second.threshold > first.threshold) == (accepted > 0.97)
     assert second.threshold != first.threshold
     assert first.shuffle_seed != second.shuffle_seed
+
+
+class RefusesAsWeDo(broken_tasks.Sound):
+    """Its own code raises one of our errors, which elsewhere skips a round."""
+
+    def loss(self, output, target):
+        raise UpdateRejected("patient R-1001")
+
+
+class SpentAsWeSay(broken_tasks.Sound):
+    def loss(self, output, target):
+        raise BudgetExhausted("patient R-1001")
+
+
+class FailsInTheEnd(broken_tasks.Sound):
+    """The rows of some patients, or some steps, are there already when it fails."""
+
+    hyper = replace(broken_tasks.Sound.hyper, local_steps=4)
+    calls = 0
+
+    def data(self, folder, options):
+        parts = [broken_tasks.split(f"{n}-", 3, of_each=n) for n in (1, 2)]
+        owner = torch.cat([parts[0].patient, parts[1].patient + 3])
+        x, y = (torch.cat([getattr(part, key) for part in parts]) for key in "xy")
+        ids = parts[0].patient_ids + parts[1].patient_ids
+        return TaskData(Split(x, y, owner, ids), broken_tasks.split("b", 3))
+
+    def loss(self, output, target):
+        self.calls += 1
+        if self.calls > 2:
+            raise RuntimeError("the second group of patients, or the third step")
+        return super().loss(output, target)
+
+
+BROKEN = {
+    broken_tasks.LossRaises: ValueError,
+    broken_tasks.LossIsFloat: Exception,
+    broken_tasks.LabelsOutOfRange: Exception,
+    broken_tasks.EatsMemory: MemoryError,
+    RefusesAsWeDo: TaskFailed,
+    SpentAsWeSay: TaskFailed,
+    FailsInTheEnd: RuntimeError,
+}
+
+
+@pytest.mark.parametrize("mechanism", ["svt", "gaussian"])
+@pytest.mark.parametrize(
+    ("task", "unit"),
+    [
+        (task, unit)
+        for task in BROKEN
+        for unit in ("patient", "hospital")
+        if (task, unit) != (RefusesAsWeDo, "hospital")  # zeros, as for NaN: that is paid for
+    ],
+)
+def test_formal_guarantee_a_task_that_fails_spends_nothing(hospital_with, task, mechanism, unit):
+    """Whatever breaks before the debit, in the first patient or the last, costs no budget."""
+    made = task()
+    hospital = hospital_with(made)
+    size = hospital.num_parameters
+    run = make_run(
+        task=made.name, task_id=task_id(made), num_parameters=size, mechanism=mechanism, unit=unit
+    )
+    for _ in range(2):  # nor the second time
+        with pytest.raises(BROKEN[task]):
+            hospital.run_round(run, 0, initial_vector(made, seed=0), samples=6)
+        assert hospital.spent.debits == 0
+        assert [entry.kind for entry in hospital.ledger.entries()] == ["open", "register"]
+
+
+class FailsWhenPaid(broken_tasks.Sound):
+    """Fails as soon as the ledger has a debit."""
+
+    ledger = None
+
+    def loss(self, output, target):
+        if any(entry.kind == "debit" for entry in self.ledger.entries()):
+            raise MemoryError
+        return super().loss(output, target)
+
+
+@pytest.mark.parametrize(("mechanism", "spent"), [("svt", 1), ("gaussian", 0)])
+def test_only_svt_computes_again_after_the_debit_which_then_stays(hospital_with, mechanism, spent):
+    """As docs/privacy.md says of what a lost round may cost."""
+    task = FailsWhenPaid()
+    hospital = hospital_with(task)
+    task.ledger = hospital.ledger
+    run = make_run(task=task.name, task_id=task_id(task), num_parameters=4, mechanism=mechanism)
+    view = initial_vector(task, seed=0)
+    if spent:
+        with pytest.raises(MemoryError):
+            hospital.run_round(run, 0, view, samples=6)
+    else:
+        assert isinstance(hospital.run_round(run, 0, view, samples=6), Released)
+    outputs = [entry.kind for entry in hospital.ledger.entries()].count("output")
+    assert (hospital.spent.debits, outputs) == (1, 1 - spent)

@@ -20,7 +20,6 @@ from p2pfed.training.vector import (
     get_vector,
     num_parameters,
     read_vector,
-    read_view,
     set_vector,
     write_vector,
 )
@@ -119,54 +118,3 @@ def test_a_bad_file_is_refused(tmp_path, data):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(UpdateRejected, match="cannot read"):
         read_vector(tmp_path / "none", 5)
-
-
-def write_view(path, tensors, metadata=None):
-    safetensors.numpy.save_file(tensors, path, metadata=metadata)
-    return path
-
-
-def test_a_view_may_hold_the_mean_of_a_round(tmp_path):
-    model, mean = np.ones(4, np.float32), np.full(4, 0.5, np.float32)
-    path = write_view(tmp_path / "v", {"model": model, "mean": mean}, {"mean_round": "12"})
-    read, found = read_view(path, 4)
-    assert (read == model).all()
-    assert found.round == 12
-    assert (found.values == mean).all()
-    read, found = read_view(write_view(tmp_path / "w", {"model": model}), 4)
-    assert (read == model).all()
-    assert found is None
-
-
-@pytest.mark.parametrize(
-    ("tensors", "metadata"),
-    [
-        ({"mean": np.ones(4, np.float32)}, {"mean_round": "1"}),
-        ({"model": np.ones(4, np.float32), "other": np.ones(4, np.float32)}, None),
-        ({"model": np.ones(4, np.float32), "mean": np.ones(4, np.float32)}, None),
-        ({"model": np.ones(4, np.float32), "mean": np.ones(4, np.float32)}, {"mean_round": "-1"}),
-        ({"model": np.ones(4, np.float32), "mean": np.ones(4, np.float32)}, {"mean_round": "²"}),
-        (
-            {"model": np.ones(4, np.float32), "mean": np.ones(4, np.float32)},
-            {"mean_round": "9" * 17},
-        ),
-        ({"model": np.ones(4, np.float32), "mean": np.ones(3, np.float32)}, {"mean_round": "1"}),
-        ({"model": np.ones(4), "mean": np.ones(4, np.float32)}, {"mean_round": "1"}),
-        (
-            {"model": np.ones(4, np.float32), "mean": np.full(4, np.nan, np.float32)},
-            {"mean_round": "1"},
-        ),
-        ({"model": np.ones(40_000, np.float32)}, None),
-    ],
-)
-def test_a_view_that_is_not_one_is_refused(tmp_path, tensors, metadata):
-    with pytest.raises(UpdateRejected):
-        read_view(write_view(tmp_path / "v", tensors, metadata), 4)
-
-
-@pytest.mark.parametrize("data", [b"", b"{}", b"\xff" * 100, None])
-def test_a_view_that_cannot_be_read_is_refused(tmp_path, data):
-    if data is not None:
-        (tmp_path / "v").write_bytes(data)
-    with pytest.raises(UpdateRejected, match="cannot read v as a view"):
-        read_view(tmp_path / "v", 4)

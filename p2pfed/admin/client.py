@@ -32,12 +32,14 @@ TYPE_CHECKING = False  # importing `typing` for this would cost every command it
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from io import BufferedReader
+    from pathlib import Path
     from typing import Any
 
 __all__ = ["Client"]
 
 MAX_LINE = 1 << 20  # one event is one chunk, far below this
 MAX_ANSWER = 1 << 26
+_QUEUE_STEP = 0.05  # seconds between attempts while the daemon's queue is full
 _BY_EXIT_CODE: dict[int, type[P2PFedError]] = {
     2: ConfigError,
     3: DaemonNotRunning,
@@ -73,6 +75,29 @@ class Client:
     def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """The decoded answer of `POST path` with a JSON body; raises like `get`."""
         return self._call("POST", path, body or {})
+
+    def download(self, path: str, to: Path) -> None:
+        """Put what `GET path` gives into a file (0600), whole or not at all.
+
+        Args:
+            path: Of an endpoint that gives a file.
+            to: Replaced only when everything has arrived.
+
+        Raises:
+            ConfigError: The file cannot be written.
+            DaemonNotRunning: The daemon stopped in the middle; and all that `get` raises.
+        """
+        connection, reader, status, headers = self._ask("GET", path, None)
+        try:
+            if status >= 400:
+                raise _refusal(status, headers, b"".join(_chunks(reader, headers)))
+            _write_whole(to, _pieces(reader, headers))
+        except TimeoutError as error:
+            raise self._silent() from error
+        except (OSError, EOFError, ValueError) as error:
+            raise self._cut(error) from error
+        finally:
+            _close(reader, connection)
 
     def stream(self, path: str) -> Iterator[dict[str, Any]]:
         """The JSON objects of a stream, one by one, for as long as the daemon sends them.
@@ -130,7 +155,10 @@ class Client:
         connection = self._connect()
         reader = connection.makefile("rb")
         try:
-            connection.sendall(head.encode("ascii") + b"\r\n" + data)
+            try:  # noqa: SIM105 - contextlib costs every command its time
+                connection.sendall(head.encode("ascii") + b"\r\n" + data)
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # it answered without reading, and said why
             status, headers = _head(reader)
         except TimeoutError as error:
             _close(reader, connection)
@@ -146,15 +174,29 @@ class Client:
     def _connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.settimeout(self.timeout)
-        try:
-            connection.connect(self.path)
-        except TimeoutError as error:
-            connection.close()
-            raise self._silent() from error
-        except OSError as error:
-            connection.close()
-            raise _unreachable(self.path, error) from error
-        return connection
+        left = self.timeout
+        while True:
+            try:
+                connection.connect(self.path)
+            except BlockingIOError as error:  # its queue is full, for a moment
+                if left <= 0:
+                    connection.close()
+                    raise TimedOut(
+                        f"the daemon at {self.path} is busy",
+                        f"its queue was full for {self.timeout:g} s",
+                        "try again in a moment",
+                    ) from error
+                import time  # noqa: PLC0415 - hardly ever
+
+                time.sleep(_QUEUE_STEP)
+                left -= _QUEUE_STEP
+            except OSError as error:
+                connection.close()
+                if isinstance(error, TimeoutError):
+                    raise self._silent() from error
+                raise _unreachable(self.path, error) from error
+            else:
+                return connection
 
     def _silent(self) -> TimedOut:
         return TimedOut(
@@ -218,6 +260,62 @@ def _exactly(reader: BufferedReader, size: int) -> bytes:
     if len(data) != size:
         raise EOFError("the answer broke off")
     return data
+
+
+def _pieces(reader: BufferedReader, headers: dict[str, str]) -> Iterator[bytes]:
+    """A body of any length, of which the end can be told from a break."""
+    if "transfer-encoding" in headers:
+        yield from _chunks(reader, headers)
+        return
+    if "content-length" not in headers:
+        raise EOFError("the answer does not tell its length")
+    left = int(headers["content-length"])
+    while left > 0:
+        piece = reader.read(min(left, MAX_LINE))
+        if not piece:
+            raise EOFError(f"{left} bytes are missing")
+        left -= len(piece)
+        yield piece
+
+
+def _write_whole(to: Path, pieces: Iterator[bytes]) -> None:
+    """Write beside the place, then rename; errors of `pieces` pass, and leave nothing behind."""
+    aside = f"{os.fspath(to)}.{os.getpid()}.part"
+    try:
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise _unwritten(to, error) from error
+    try:
+        for piece in pieces:
+            _write(descriptor, piece, to)
+        try:
+            os.fsync(descriptor)
+            os.replace(aside, to)  # noqa: PTH105 - pathlib costs every command its time
+        except OSError as error:
+            raise _unwritten(to, error) from error
+    except BaseException:
+        try:  # noqa: SIM105 - contextlib costs likewise
+            os.unlink(aside)  # noqa: PTH108
+        except OSError:
+            pass
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _write(descriptor: int, piece: bytes, to: Path) -> None:
+    left = memoryview(piece)
+    try:
+        while left:
+            left = left[os.write(descriptor, left) :]
+    except OSError as error:
+        raise _unwritten(to, error) from error
+
+
+def _unwritten(to: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"cannot write {to}", error.strerror or str(error), "make room there, or name another place"
+    )
 
 
 def _decode(data: bytes) -> Any:

@@ -117,7 +117,7 @@ class Digits(Task):
         """64 pixels -> 32 -> 10 classes."""
         return nn.Sequential(nn.Linear(64, self.hidden), nn.Tanh(), nn.Linear(self.hidden, 10))
 
-    def data(self, folder: Path | None, options: Options) -> TaskData:  # noqa: ARG002 - no files
+    def data(self, folder: Path | None, options: Options) -> TaskData[Split]:  # noqa: ARG002 - no files
         """Pixels from 0 to 1; the first 200 train. See `Task.data`."""
         bunch = load_digits()
         x = torch.from_numpy(bunch.data / 16.0).to(torch.float32)
@@ -159,7 +159,7 @@ def hospital(name: str, *, folder: Path | None = None, site: str | None = None) 
             "the task 'heart-disease' needs its files", "", "name their folder with --data"
         )
     which = site if site is not None else _SITES.get(name)
-    data = task.data(folder, {} if which is None else {"site": which})
+    data: TaskData[Split] = task.data(folder, {} if which is None else {"site": which})
     shapes = [tuple(p.shape) for p in task.model().parameters()]
     features = math.prod(data.train.x.shape[1:])
     if shapes != [(1, features), (1,)] or task.hyper.patient_steps:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from p2pfed.cli.files import read_bootstrap, read_document
+from p2pfed.cli.approval import Approval, roster_text
+from p2pfed.cli.files import parse_bootstrap, read_bootstrap, read_document, read_text
 from p2pfed.cli.locate import admin_client
 from p2pfed.cli.options import describe, with_socket
 from p2pfed.cli.text import emit
+from p2pfed.errors import ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,11 +20,14 @@ def join(parser: ArgumentParser) -> None:
     """Fill in the command `join`."""
     describe(
         parser,
-        "Join the network: hand the running daemon the signed roster that you got from the\n"
-        "stewards, and lists of peers to ask first. Without files: join again after a leave.",
+        "Join the network: hand the running daemon what you got from the stewards, an approval,\n"
+        "or a signed roster and lists of peers to ask first. A node that was invited takes only a\n"
+        "first roster that the inviting steward signed. Without files: join again after a leave.",
         endpoint="POST /v1/join",
     )
-    parser.add_argument("--roster", metavar="FILE", help="signed roster")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("file", nargs="?", metavar="FILE", help="approval, or signed roster")
+    source.add_argument("--roster", metavar="FILE", help="the same")
     parser.add_argument(
         "--bootstrap", metavar="FILE", action="append", default=[], help="list of first peers"
     )
@@ -31,10 +36,15 @@ def join(parser: ArgumentParser) -> None:
 
 
 def _join(args: Namespace) -> None:
-    body = {
-        "roster": None if args.roster is None else read_document(args.roster),
-        "bootstrap": [read_bootstrap(file) for file in args.bootstrap],
-    }
+    lists = [read_bootstrap(file) for file in args.bootstrap]
+    file, roster = args.file or args.roster, None
+    _check_no_line(file or "")
+    if file is not None:
+        roster = read_document(file, roster_text)
+        approval = Approval.parse(read_text(file))
+        if approval is not None and approval.bootstrap is not None:
+            lists.append(parse_bootstrap(approval.bootstrap, file))
+    body = {"roster": roster, "bootstrap": lists}
     # The daemon may dial before it answers.
     data = admin_client(args, timeout=60.0).post("/v1/join", body)
     lines = ["joining; watch it with: p2pfed status, p2pfed events -f"]
@@ -43,7 +53,34 @@ def _join(args: Namespace) -> None:
             f"roster v{data['roster_version']} of {data['network']} does not list this node yet",
             "nobody on it will let this node in; ask a steward to add it, then join once more",
         ]
+    elif data.get("peers") and data.get("dialled") == 0:
+        lines.append(
+            "# no address of another member is known, so they must dial this node; or, with a list"
+            " from the stewards: p2pfed join --bootstrap FILE"
+        )
+    if data.get("vouched") is False:
+        lines.append(
+            "# warning: nothing vouched for this first roster (no invite, no network.id): compare"
+            " its network's id with a steward,"
+        )
+        lines.append(f'# then set network.id = "{data["network_id"]}" in the configuration')
     emit(args, "join", data, lines)
+
+
+def _check_no_line(given: str) -> None:
+    """Raise ConfigError for a line of the ceremony in place of a file."""
+    if given.startswith("p2pfed1-"):
+        raise ConfigError(
+            f"this is an invite: {given[:16]}…",
+            "an invite is answered first; what a node joins with is the approval that comes back",
+            "run: p2pfed init --invite INVITE   (then send the request that it prints)",
+        )
+    if given.startswith("p2pfedreq1-"):
+        raise ConfigError(
+            f"this is a request: {given[:16]}…",
+            "the steward approves it, and sends back what a node joins with",
+            "at the steward: p2pfed invite approve REQUEST -h",
+        )
 
 
 def leave(parser: ArgumentParser) -> None:
@@ -71,7 +108,7 @@ def share(parser: ArgumentParser) -> None:
         "receiving and computing the common model. What was released cannot be taken back.",
         endpoint="POST /v1/share",
     )
-    parser.add_argument("what", choices=("on", "off"))
+    parser.add_argument("what", choices=("on", "off"), metavar="on|off")
     with_socket(parser)
     parser.set_defaults(run=_share)
 

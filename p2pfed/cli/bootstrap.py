@@ -21,9 +21,10 @@ from p2pfed.identity.bootstrap import BootstrapList
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
+    from collections.abc import Sequence
     from typing import Any
 
-__all__ = ["bootstrap"]
+__all__ = ["add_peer", "bootstrap"]
 
 
 def bootstrap(parser: ArgumentParser) -> None:
@@ -67,27 +68,48 @@ def _list(args: Namespace) -> None:
 
 
 def _add(args: Namespace) -> None:
-    path = Path(args.file)
+    add_peer(args.file, args.name, args.addr, network=args.network, network_id=args.network_id)
+    emit(args, "bootstrap-file", {"file": args.file}, [f"added {args.name} to {args.file}"])
+
+
+def add_peer(
+    file: str, name: str, addresses: Sequence[str], *, network: str, network_id: str
+) -> None:
+    """Add a peer to a bootstrap list, which is made if need be.
+
+    Args:
+        file: The list.
+        name: The peer's name.
+        addresses: Its multiaddrs, with `/p2p/ID`.
+        network: For a new file: the network's name.
+        network_id: For a new file: its id, 64 hex digits or "".
+
+    Raises:
+        ConfigError: The peer is in it already, or a node would refuse the list.
+    """
+    path = Path(file)
     block = (
-        f"\n[[peer]]\nname = {json.dumps(args.name)}\n"
-        f"addrs = {json.dumps(args.addr, ensure_ascii=False)}\n"
+        f"\n[[peer]]\nname = {json.dumps(name)}\n"
+        f"addrs = {json.dumps(list(addresses), ensure_ascii=False)}\n"
     )
     if path.exists():
-        if any(peer["name"] == args.name for peer in _peers(args.file)):
-            raise ConfigError(f"{args.name} is in {args.file} already", "", "remove it first")
+        if any(peer["name"] == name for peer in _peers(file)):
+            raise ConfigError(
+                f"{name} is in {file} already",
+                "a name stands once in a list",
+                "take it off first: p2pfed bootstrap rm FILE NAME",
+            )
         before = read_text(path)
     else:
         before = (
-            f"version = 1\nnetwork = {json.dumps(args.network)}\n"
-            f"network_id = {json.dumps(args.network_id)}\n"
+            f"version = 1\nnetwork = {json.dumps(network)}\nnetwork_id = {json.dumps(network_id)}\n"
         )
     after = before + ("" if before.endswith("\n") else "\n") + block
-    BootstrapList.parse(after, args.file)  # nothing is written that a node would refuse
+    BootstrapList.parse(after, file)  # nothing is written that a node would refuse
     if path.exists():
         replace_file(path, after.encode())
     else:
         write_new(path, after.encode())
-    emit(args, "bootstrap", {"file": args.file}, [f"added {args.name} to {args.file}"])
 
 
 def _remove(args: Namespace) -> None:
@@ -95,11 +117,15 @@ def _remove(args: Namespace) -> None:
     first, *blocks = re.split(r"(?m)^(?=[ \t]*\[\[peer\]\])", read_text(args.file))
     kept = [b for b in blocks if tomllib.loads(b)["peer"][0].get("name") != args.name]
     if len(kept) == len(blocks):
-        raise NotFound(f"{args.name} is not in {args.file}")
+        raise NotFound(
+            f"{args.name} is not in {args.file}",
+            "a peer is taken off by the exact name that the list gives it",
+            f"see: p2pfed bootstrap list {args.file}",
+        )
     after = "".join([first, *kept])
     BootstrapList.parse(after, args.file)  # nothing is written that a node would refuse
     replace_file(args.file, after.encode())
-    emit(args, "bootstrap", {"file": args.file}, [f"removed {args.name} from {args.file}"])
+    emit(args, "bootstrap-file", {"file": args.file}, [f"removed {args.name} from {args.file}"])
 
 
 def _check(args: Namespace) -> None:

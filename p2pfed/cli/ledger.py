@@ -13,7 +13,7 @@ from p2pfed.cli.files import read_bytes, write_new
 from p2pfed.cli.locate import config_path, private_data
 from p2pfed.cli.options import describe, with_socket
 from p2pfed.cli.privacy import paragraph
-from p2pfed.cli.text import emit, number, printable, table
+from p2pfed.cli.text import emit, number, printable, table, utc
 from p2pfed.errors import ConfigError, DaemonNotRunning
 
 TYPE_CHECKING = False
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from p2pfed.privacy.review import DataSet, Review, Row
 
 __all__ = ["ledger"]
+
+_LONGEST_EXPORT = 1 << 28  # bytes; a million records
 
 
 def ledger(parser: ArgumentParser) -> None:
@@ -97,7 +99,11 @@ def _read(args: Namespace) -> tuple[str, str, Extract]:
         if args.file or args.export:
             other = "--export" if args.export else "a ledger"
             raise ConfigError(f"--verify and {other}", "one thing at a time", "give one of them")
-        return "export", args.verify, decode_export(read_bytes(args.verify), name=args.verify)
+        return (
+            "export",
+            args.verify,
+            decode_export(read_bytes(args.verify, _LONGEST_EXPORT), name=args.verify),
+        )
     if args.file is None:
         told = _told(args)
         if told is not None:
@@ -105,7 +111,7 @@ def _read(args: Namespace) -> tuple[str, str, Extract]:
                 raise ConfigError(
                     "no export from a running trainer",
                     "it does not show what the chain is made of",
-                    "stop it, or copy its ledger: p2pfed privacy ledger COPY --export OUT",
+                    "run p2pfed task pause, this again, then p2pfed task resume",
                 )
             return "trainer", "the trainer's ledger", as_told(told)
     path = Path(args.file) if args.file else _ledger_path(args)
@@ -147,7 +153,8 @@ def _entry(row: Row) -> dict[str, Any]:
     digests = {"body_digest": record.body_digest.hex(), "digest": record.digest.hex()}
     chain = {"chain": record.chain.hex(), **digests}
     after = {"epsilon_after": row.epsilon, "route": row.route}
-    return {**record.fields, "seq": record.seq, **chain, **after}
+    time = utc(record.fields["at"], "%Y-%m-%dT%H:%M:%SZ")
+    return {**record.fields, "time": time, "seq": record.seq, **chain, **after}
 
 
 def _data_set(one: DataSet) -> dict[str, Any]:
@@ -194,7 +201,7 @@ def _row(
 ) -> tuple[str, ...]:
     record, fields = row.record, row.record.fields
     kind = fields["kind"]
-    start = (str(record.seq), _time(fields["at"]), kind, names.get(row.dataset, ""))
+    start = (str(record.seq), utc(fields["at"]), kind, names.get(row.dataset, ""))
     if kind == "debit":
         debits[record.seq] = record
         who = (str(fields["unit"]), str(fields["relation"]))
@@ -216,15 +223,6 @@ def _key(debit: Record) -> tuple[str, str, str]:
 
 def _nano(amount: int) -> str:
     return number(amount / 1e9)
-
-
-def _time(at: Any) -> str:
-    from datetime import UTC, datetime
-
-    try:
-        return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
-    except (OverflowError, ValueError, OSError):
-        return "?"
 
 
 def _totals(found: Review, *, at_most: bool) -> Iterator[str]:

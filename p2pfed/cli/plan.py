@@ -76,7 +76,7 @@ def _plan(args: Namespace) -> None:
     data = {
         "terms": _shown(terms),
         "options": [
-            {**_fields(option), "bytes_per_round": count}
+            {**_option(option), "bytes_per_round": count}
             for option, count in zip(found.options, sent, strict=True)
         ],
         "expected": {"best": found.best, "usable": found.usable, "reasons": list(found.reasons)},
@@ -86,6 +86,14 @@ def _plan(args: Namespace) -> None:
 
 def _fields(thing: Any) -> dict[str, Any]:
     return {name: getattr(thing, name) for name in thing.__dataclass_fields__}
+
+
+def _option(option: Option) -> dict[str, Any]:
+    """An option as JSON; an ε without a bound is null."""
+    shown = _fields(option)
+    if option.route is None:
+        shown |= {"epsilon": None, "epsilon_once": None}
+    return shown
 
 
 def _shown(terms: Terms) -> dict[str, Any]:
@@ -152,7 +160,11 @@ def _value(name: str, text: str) -> Any:
     if name not in _TEXTS:
         return _number(name, text, exact=name in _EXACT)
     if text not in _TEXTS[name]:
-        raise ConfigError(f"--{name} {text!r}", "", f"it is one of: {', '.join(_TEXTS[name])}")
+        raise ConfigError(
+            f"--{name} {text!r}",
+            "it is none of the words that stand for something here",
+            f"it is one of: {', '.join(_TEXTS[name])}",
+        )
     return text
 
 
@@ -161,7 +173,9 @@ def _number(name: str, text: str, *, exact: bool = False) -> Any:
     from math import isfinite
 
     wrong = ConfigError(
-        f"--{name} {text!r} is not a {'' if exact else 'whole '}number", "", "write e.g. 10"
+        f"--{name} {text!r} is not a {'' if exact else 'whole '}number",
+        "it is computed with exactly, so a number must be finite and have at most 40 characters",
+        "write e.g. 10",
     )
     try:
         near = float(text)  # a Fraction of 1e999999999 would take hours

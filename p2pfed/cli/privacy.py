@@ -7,13 +7,14 @@ nothing heavy; the module of a subcommand is loaded when that subcommand is call
 from __future__ import annotations
 
 from p2pfed.cli.locate import admin_client, private_data
-from p2pfed.cli.observe import field_lines, privacy_line
+from p2pfed.cli.observe import privacy_words
 from p2pfed.cli.options import Parser, describe, with_socket
-from p2pfed.cli.text import emit
+from p2pfed.cli.text import emit, number, utc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
+    from collections.abc import Iterator
     from typing import Any
 
 __all__ = ["ACTIONS", "paragraph", "privacy"]
@@ -65,14 +66,46 @@ def _privacy(args: Namespace) -> None:
     if args.json:
         emit(args, "privacy", {**data, "ledger": ledger}, ())
         return
-    lines = [privacy_line(data)] if data.get("mechanism") else []
-    lines += field_lines(data)
-    if isinstance(ledger, dict):
-        entries = ledger.get("entries")
-        if isinstance(entries, list):
-            ledger = {**ledger, "entries": len(entries), "last entry": entries[-1:]}
-        lines += ["", "ledger (this machine only)", *(f"  {line}" for line in field_lines(ledger))]
+    lines = [*_said(data), *_of_ledger(ledger)] if isinstance(ledger, dict) else _said(data)
     emit(args, "privacy", data, lines)
+
+
+def _said(data: dict[str, Any]) -> Iterator[str]:
+    """What GET /v1/privacy says: the budget of the data set, the run, what goes beside it."""
+    spent, forecast = privacy_words(data)
+    yield f"spent     {spent}"
+    if forecast:
+        yield f"          {forecast}"
+    if data["epsilon"]:  # a node without a trainer has none
+        limit = f"ε {number(data['epsilon'])} (δ {number(data['delta'])})"
+        yield f"budget    {limit}, of this data set for its whole life, over all runs"
+    asked = data.get("run_epsilon")
+    if asked is not None and data.get("mechanism") != "none":
+        stops = f"; this hospital stops at its own ε {number(data['epsilon'])}"
+        yield f"run       at most ε {number(asked)}{stops if asked > data['epsilon'] > 0 else ''}"
+    if data.get("share_metrics") == "rounded":
+        yield "metric    the main one, two digits, goes to all members; outside ε"
+
+
+def _of_ledger(ledger: dict[str, Any]) -> Iterator[str]:
+    """What GET /v1/ledger of the private socket says; a field that is missing is left out."""
+    yield ""
+    yield "ledger    on this machine only; all of it: p2pfed privacy ledger"
+    spent, limit = (ledger.get(key) or {} for key in ("spent", "limit"))
+    if "epsilon" in spent and "epsilon" in limit:
+        budget = f"ε {number(spent['epsilon'])} of {number(limit['epsilon'])} spent"
+        yield f"          {budget}, {ledger.get('releases', 0)} releases"
+    if ledger.get("unprotected"):
+        yield f"# warning: {ledger['unprotected']} of them left WITHOUT noise: no ε protects them"
+    entries = ledger.get("entries") or []
+    if entries:
+        last = entries[-1]
+        words = [f"{len(entries)} records, the last: {last.get('kind', '?')}"]
+        words += [f"of round {last['round']}"] if "round" in last else []
+        words += [f"at {utc(last['at'])} UTC"] if "at" in last else []
+        yield f"          {' '.join(words)}"
+    if ledger.get("head"):
+        yield f"head      {ledger['head']}"
 
 
 def paragraph(text: str, *, first: str = "") -> list[str]:

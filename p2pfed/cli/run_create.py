@@ -14,8 +14,10 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from p2pfed.cli.files import read_bytes, write_new
+from p2pfed.cli.approval import roster_text
+from p2pfed.cli.files import read_document, write_new
 from p2pfed.cli.options import with_json
+from p2pfed.cli.task_options import option_flag, options_of
 from p2pfed.cli.text import emit
 from p2pfed.errors import ConfigError, P2PFedError
 
@@ -33,6 +35,9 @@ def create_options(parser: ArgumentParser) -> None:
     """Give `run create` its flags."""
     parser.add_argument("--roster", required=True, metavar="FILE", help="fixes the network")
     parser.add_argument("--task", required=True, help="as installed at every hospital")
+    option_flag(
+        parser, "as train.options on this machine, e.g. bundle=DIR; not part of the run file"
+    )
     parser.add_argument("--name", help="what people call the run; default: the task's name")
     parser.add_argument("--out", required=True, metavar="FILE", help="the run file to write")
     parser.add_argument(
@@ -118,12 +123,13 @@ def create(args: Namespace) -> None:
     from p2pfed.identity.run import Run
     from p2pfed.identity.signing import SignedDocument
 
-    roster = Roster.decode(SignedDocument.parse(read_bytes(args.roster)).payload)
+    signed = read_document(args.roster, roster_text)
+    roster = Roster.decode(SignedDocument.parse(signed.encode()).payload)
     for path in (args.out, args.genesis):
         if Path(path).exists():
             raise ConfigError(f"{path} exists already", "nothing is overwritten", "choose another")
     fields = _fields(args, roster)  # before the task is loaded: a typo is found at once
-    described = _describe_task(args.task, args.genesis)
+    described = _describe_task(args.task, args.genesis, options_of(args))
     try:
         payload = Run(
             **fields,
@@ -139,9 +145,10 @@ def create(args: Namespace) -> None:
     lines = [
         f"run {made.name} ({made.num_parameters} parameters): {args.out}, not signed yet",
         f"first model: {args.genesis}",
-        f"next: {roster.threshold} stewards run: p2pfed run sign {args.out} --key KEYFILE",
+        f"next: p2pfed run sign {args.out} --key KEYFILE   ({roster.threshold} of"
+        f" {len(roster.stewards)} stewards must)",
     ]
-    emit(args, "run", data, lines)
+    emit(args, "run-create", data, lines)
 
 
 def _fields(args: Namespace, roster: Roster) -> dict[str, Any]:
@@ -206,21 +213,31 @@ def _exact(name: str, text: str) -> Any:
     try:
         return Fraction(text)
     except (ValueError, ZeroDivisionError) as error:
-        raise ConfigError(f"--{name} {text!r} is not a number", "", "write e.g. 0.25") from error
+        raise ConfigError(
+            f"--{name} {text!r} is not a number",
+            "it is a decimal or a fraction, because all hospitals compute with it exactly",
+            "write e.g. 0.25",
+        ) from error
 
 
-def _describe_task(task: str, genesis: str) -> dict[str, Any]:
+def _describe_task(task: str, genesis: str, options: dict[str, Any]) -> dict[str, Any]:
     """Ask the private plane about a task, in a process of its own: it loads torch."""
     import json
     import subprocess
     import sys
 
     command = [sys.executable, "-m", "p2pfed.training", "describe", task, "--genesis", genesis]
+    if options:
+        command += ["--options", json.dumps(options)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode != 0:
         Path(genesis).unlink(missing_ok=True)
         told = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise ConfigError(f"cannot describe the task {task!r}", "\n".join(told[-3:]))
+        raise ConfigError(
+            f"cannot describe the task {task!r}",
+            "; ".join(told[-3:]),
+            "correct it, or look closer: p2pfed task check -h",
+        )
     try:
         described = json.loads(done.stdout)
     except ValueError as error:

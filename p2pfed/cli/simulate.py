@@ -6,28 +6,28 @@ invariant is told with the command that replays it, and makes the exit code 1.
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import sys
+from contextlib import contextmanager
 
 from p2pfed.cli.options import describe
-from p2pfed.cli.text import printable, table
+from p2pfed.cli.text import envelope, printable, table
 from p2pfed.errors import ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
     from typing import Any
 
     from p2pfed.simulate.play import Result
     from p2pfed.simulate.scenario import Scenario
+    from p2pfed.simulate.training import Bring
 
 __all__ = ["simulate"]
 
-SCHEMA = "p2pfed.simulation/1"
 MOST_SEEDS = 1_000_000
 BAR = 30
 
@@ -44,6 +44,10 @@ def simulate(parser: ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="scenarios that come with p2pfed")
     parser.add_argument("--seeds", metavar="N|A-B", default="1", help="how many, or which")
     parser.add_argument("--seed", metavar="S", help="this one only: replays it")
+    parser.add_argument(
+        "--task", metavar="TASK", help="train it for real: member i is the task's site i"
+    )
+    parser.add_argument("--data", metavar="DIR", help="the task's folder, if it needs one")
     parser.add_argument("--no-trace", action="store_true", help="do not hash every event (faster)")
     parser.add_argument("--json", metavar="FILE", dest="out", help="write the results; - prints")
     parser.add_argument("--plots", metavar="DIR", help="draw consensus, coverage and bytes")
@@ -53,33 +57,57 @@ def simulate(parser: ArgumentParser) -> None:
 def _simulate(args: Namespace) -> int:
     if args.list:
         return _list()
-    from p2pfed.simulate.play import play
     from p2pfed.simulate.scenario import load_scenario
 
     if args.scenario is None:
         raise ConfigError(
-            "no scenario is named", "", "run: p2pfed simulate --list, or: p2pfed simulate -h"
+            "no scenario is named",
+            "a scenario is a TOML file, or the name of one that comes along",
+            "run: p2pfed simulate --list, or: p2pfed simulate -h",
         )
     seeds = _seeds(args)
     scenario = load_scenario(args.scenario)
     _check_places(args)
-    quiet = args.out == "-"
-    results, broken = [], 0
+    with _trained(args, scenario) as (scenario, bring):
+        results = _play_all(args, scenario, seeds, bring)
+    _write(args, scenario, results)
+    if args.out != "-":
+        for line in _summary(scenario, results):
+            print(line)
+    return 1 if any(result.broken for result in results) else 0
+
+
+@contextmanager
+def _trained(args: Namespace, scenario: Scenario) -> Iterator[tuple[Scenario, Bring | None]]:
+    """The scenario, and the task's hospitals in it if one is named."""
+    if args.task is None:
+        yield scenario, None
+        return
+    from pathlib import Path
+
+    from p2pfed.demo.simulated import in_simulation, members_of
+
+    folder = None if args.data is None else Path(args.data)
+    with in_simulation(scenario, members_of(args.task, scenario.members, data=folder)) as ready:
+        yield ready
+
+
+def _play_all(
+    args: Namespace, scenario: Scenario, seeds: range, bring: Bring | None
+) -> list[Result]:
+    from p2pfed.simulate.play import play
+
+    results = []
     for n, seed in enumerate(seeds):
         show = _bar(scenario, seed, n, len(seeds))
-        result = play(scenario, seed, progress=show, traced=not args.no_trace)
+        result = play(scenario, seed, progress=show, traced=not args.no_trace, bring=bring)
         _clear_bar()
         results.append(result)
         if result.broken:
-            broken += 1
             _tell_broken(args, result)
-        elif not quiet:
-            print(_line(result), flush=True)
-    _write(args, scenario, results)
-    if not quiet:
-        for line in _summary(scenario, results):
-            print(line)
-    return 1 if broken else 0
+        elif args.out != "-":
+            print(_line(result, scored=bring is not None), flush=True)
+    return results
 
 
 def _list() -> int:
@@ -102,7 +130,11 @@ def _seeds(args: Namespace) -> range:
         )
     first, last = (int(match[1]), int(match[2])) if match[1] else (0, int(match[2]) - 1)
     if not first <= last < first + MOST_SEEDS:
-        raise ConfigError(f"--seeds {args.seeds!r} names no seed", "", "e.g. --seeds 20 or 100-119")
+        raise ConfigError(
+            f"--seeds {args.seeds!r} names no seed",
+            "the last comes before the first, or there are none",
+            "e.g. --seeds 20 or 100-119",
+        )
     return range(first, last + 1)
 
 
@@ -142,11 +174,14 @@ def _clear_bar() -> None:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
-def _line(result: Result) -> str:
+def _line(result: Result, *, scored: bool) -> str:
     trace = f"  trace {result.trace[:16]}" if result.trace else ""
+    score = result.points[-1]["score_worst"] if scored and result.points else None
     return (
         f"seed {result.seed}: {result.rounds} rounds, {result.releases} releases,"
-        f" {result.node_hours:.1f} node-hours, {result.events} events{trace}"
+        f" {result.node_hours:.1f} node-hours, {result.events} events"
+        + (f", score {score:.3f}" if score is not None else "")
+        + trace
     )
 
 
@@ -154,11 +189,16 @@ def _tell_broken(args: Namespace, result: Result) -> None:
     lines = [
         f"seed {result.seed} BROKE: {printable(result.broken)}",
         f"at {result.at_s:.3f} s, event {result.events}, scenario {args.scenario}",
-        f"replay: p2pfed simulate {shlex.quote(args.scenario)} --seed {result.seed}",
+        f"replay: p2pfed simulate {shlex.quote(args.scenario)} --seed {result.seed}{_task(args)}",
     ]
     print("\n".join(lines), file=sys.stderr, flush=True)
     if result.detail:
         print(result.detail, file=sys.stderr, flush=True)
+
+
+def _task(args: Namespace) -> str:
+    named = (("--task", args.task), ("--data", args.data))
+    return "".join(f" {option} {shlex.quote(value)}" for option, value in named if value)
 
 
 def _summary(scenario: Scenario, results: list[Result]) -> Iterable[str]:
@@ -183,9 +223,7 @@ def _write(args: Namespace, scenario: Scenario, results: list[Result]) -> None:
         "seeds": [asdict(result) for result in results],
     }
     if args.out is not None:
-        text = json.dumps(
-            {"schema": SCHEMA, "ok": not any(r.broken for r in results), "data": data}
-        )
+        text = envelope("simulation", data, ok=not any(r.broken for r in results))
         if args.out == "-":
             print(text)
         else:

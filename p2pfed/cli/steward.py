@@ -3,29 +3,36 @@
 A roster that nobody has signed yet is a draft: `add`, `revoke`, `rotate` and `extend` amend it. One
 that carries a signature is never changed; they write the version that follows it. A new version
 needs k signatures of the stewards of the version before (and k of its own, which matters when the
-stewards change), so every command says whose signatures are still missing.
+stewards change), so every command says whose signatures are still missing. A roster that lies in an
+approval (`approval`) is read and signed in there.
+
+Invariant: what a key signed is noted beside it (`invite_record`), durably and before the signature
+exists; a second roster of the same version is not signed unless a person insists.
+
+Not here: how hospitals are invited (`invite`), what rosters say and how two differ (`roster_file`).
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import re
-from dataclasses import dataclass, replace
+from pathlib import Path
 
-from p2pfed.cli.files import read_bytes, replace_file, write_new
+from p2pfed.cli.files import replace_file, write_new
+from p2pfed.cli.invite_record import open_record
+from p2pfed.cli.invite_rules import check_signed
 from p2pfed.cli.options import describe, with_json
-from p2pfed.cli.text import emit, short_id, table
-from p2pfed.errors import ConfigError, FactRejected, NotFound, PolicyError
-from p2pfed.identity.book import RosterBook
+from p2pfed.cli.roster_file import RosterFile, missing_signatures, shown, summary, verified
+from p2pfed.cli.text import emit
+from p2pfed.errors import ConfigError, NotFound
 from p2pfed.identity.keys import StewardKey, public_key_of
 from p2pfed.identity.roster import ROLES, Member, Revocation, Roster, Steward
-from p2pfed.identity.signing import ROSTER, SignedDocument
+from p2pfed.identity.signing import SignedDocument
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Callable
-    from typing import Any
 
 __all__ = ["steward"]
 
@@ -48,13 +55,17 @@ def steward(parser: ArgumentParser) -> None:
         return made
 
     key = action("key", "make a steward key, or show its public half", _key)
-    key.add_argument("what", choices=("new", "show"))
+    key.add_argument("what", choices=("new", "show"), metavar="new|show")
     key.add_argument("file", metavar="FILE")
 
     found = action("found", "draft the first roster of a new network", _found)
     found.add_argument("--network", required=True, metavar="NAME")
     found.add_argument(
-        "--steward", required=True, action="append", metavar="NAME=KEYHEX", help="repeatable"
+        "--steward",
+        required=True,
+        action="append",
+        metavar="NAME=KEY",
+        help="64 hex digits, or your key file; repeatable",
     )
     found.add_argument(
         "--threshold", required=True, type=int, metavar="K", help="signatures needed"
@@ -65,6 +76,11 @@ def steward(parser: ArgumentParser) -> None:
     sign = action("sign", "add one steward's signature to a roster, in place", _sign)
     sign.add_argument("file", metavar="FILE")
     sign.add_argument("--key", required=True, metavar="KEYFILE")
+    sign.add_argument(
+        "--instead",
+        action="store_true",
+        help="you signed another roster of this version, which nobody has or will ever get",
+    )
 
     verify = action("verify", "check signatures, expiry, and that it follows an older one", _verify)
     verify.add_argument("file", metavar="FILE")
@@ -95,36 +111,14 @@ def steward(parser: ArgumentParser) -> None:
 
     rotate = change("rotate", "replace stewards; needs k signatures of the old ones", _rotate)
     rotate.add_argument("--remove", action="append", default=[], metavar="NAME")
-    rotate.add_argument("--add", action="append", default=[], metavar="NAME=KEYHEX")
+    rotate.add_argument("--add", action="append", default=[], metavar="NAME=KEY")
     rotate.add_argument("--threshold", type=int, metavar="K")
 
     extend = change("extend", "set a later expiry", _extend)
     extend.add_argument("--expires", default="365d", metavar="TIME", help="365d or 2027-01-31")
 
 
-# --- files -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _File:
-    """A roster file: its roster, its exact bytes with signatures, and whether anyone signed."""
-
-    roster: Roster
-    document: SignedDocument
-
-    @classmethod
-    def read(cls, path: str) -> _File:
-        document = SignedDocument.parse(read_bytes(path))
-        return cls(Roster.decode(document.payload), document)
-
-    def next(self, **parts: Any) -> Roster:
-        """The draft with `parts` replaced: this one amended, or the version after it."""
-        if self.document.signatures:
-            return self.roster.next(**parts)
-        return replace(self.roster, hash=b"", **parts)
-
-
-def _write_draft(args: Namespace, draft: Roster, base: _File | None, told: str) -> None:
+def _write_draft(args: Namespace, draft: Roster, base: RosterFile | None, told: str) -> None:
     payload = draft.encode()
     document = SignedDocument(payload)
     roster = Roster.decode(payload)  # what we write must be what a node will accept
@@ -133,66 +127,14 @@ def _write_draft(args: Namespace, draft: Roster, base: _File | None, told: str) 
     lines = [f"{told}: {args.out}, roster v{roster.version} of {roster.network}, not signed yet"]
     if base is not None and follows is not None and not follows.enough_signatures(base.document):
         lines.append(f"# warning: v{follows.version}, which it follows, is not fully signed itself")
-    lines += _missing(roster, document, follows, args.out)
-    emit(args, "roster", _summary(roster, document), lines)
-
-
-def _signed_by(roster: Roster, document: SignedDocument) -> list[str]:
-    signers = document.signers(ROSTER)
-    return [s.name for s in roster.stewards if s.key in signers]
-
-
-def _missing(
-    roster: Roster, document: SignedDocument, follows: Roster | None, file: str
-) -> list[str]:
-    """Whose signatures a roster still needs, judged by itself and by the version before it."""
-    lines = []
-    judges = [("its own stewards", roster)]
-    if follows is not None and follows.stewards != roster.stewards:
-        judges.append((f"the stewards of v{follows.version}", follows))
-    for whose, judge in judges:
-        have = _signed_by(judge, document)
-        lack = judge.threshold - len(have)
-        if lack > 0:
-            others = ", ".join(s.name for s in judge.stewards if s.name not in have)
-            lines.append(
-                f"{len(have)} of {judge.threshold} signatures of {whose}; {lack} more needed"
-                f" out of: {others}"
-            )
-    if lines:
-        return [*lines, f"next: p2pfed steward sign {file} --key KEYFILE"]
-    return [f"signed by {roster.threshold} of its stewards; check: p2pfed steward verify {file}"]
-
-
-def _summary(roster: Roster, document: SignedDocument) -> dict[str, Any]:
-    return {
-        "network": roster.network,
-        "network_id": roster.network_id.hex(),
-        "version": roster.version,
-        "hash": roster.hash.hex(),
-        "previous": roster.previous.hex(),
-        "expires": roster.expires.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "expired": roster.is_expired(dt.datetime.now(dt.UTC)),
-        "threshold": roster.threshold,
-        "stewards": [{"name": s.name, "key": s.key.hex()} for s in roster.stewards],
-        "signed_by": _signed_by(roster, document),
-        "members": [
-            {"name": m.name, "peer_id": m.peer_id, "roles": list(m.roles), "samples": m.samples}
-            for m in roster.members
-        ],
-        "revoked": [
-            {"peer_id": r.peer_id, "reason": r.reason, "from_round": r.from_round}
-            for r in roster.revoked
-        ],
-    }
+    lines += missing_signatures(roster, document, follows, args.out)
+    emit(args, "roster", summary(roster, document), lines)
 
 
 # --- keys and signatures -----------------------------------------------------------------------
 
 
 def _key(args: Namespace) -> None:
-    from pathlib import Path
-
     path = Path(args.file)
     key = StewardKey.create(path) if args.what == "new" else StewardKey.load(path)
     public = key.public_key.hex()
@@ -206,68 +148,31 @@ def _key(args: Namespace) -> None:
 
 
 def _sign(args: Namespace) -> None:
-    from pathlib import Path
-
-    file = _File.read(args.file)
-    key = StewardKey.load(Path(args.key))
-    signed = file.document.signed_by(key.seed, ROSTER)
-    replace_file(args.file, signed.encode())
+    file = RosterFile.read(args.file)
+    key, roster = StewardKey.load(Path(args.key)), file.roster
+    with open_record(Path(args.key)) as writer:
+        check_signed(roster, writer.record, instead=args.instead)
+        noted = writer.record.with_signed(roster.network_id, roster.version, roster.hash)
+        if noted != writer.record:
+            writer.write(noted)
+        signed = file.signed_with(key.seed)
+        replace_file(args.file, signed.encode())
     lines = [f"signed roster v{file.roster.version} of {file.roster.network}: {args.file}"]
     if key.public_key not in {s.key for s in file.roster.stewards}:
         lines.append("# this key is not of its stewards: it counts for the version before only")
-    lines += _missing(file.roster, signed, None, args.file)
-    emit(args, "roster", _summary(file.roster, signed), lines)
+    lines += missing_signatures(file.roster, signed.document, None, args.file)
+    emit(args, "roster", summary(file.roster, signed.document), lines)
 
 
 def _verify(args: Namespace) -> None:
-    file = _File.read(args.file)
-    book = RosterBook()
-    if args.against:
-        book.add(read_bytes(args.against))
-        if file.roster.hash not in book.hashes:
-            before = book.current
-            book.add(read_bytes(args.file))
-            if before is None or file.roster.version <= before.version:
-                raise FactRejected(
-                    f"roster v{file.roster.version} is not newer", "it is an ancestor"
-                )
-    else:
-        book.add(read_bytes(args.file))
-    if file.roster.is_expired(dt.datetime.now(dt.UTC)):
-        raise PolicyError(
-            f"roster v{file.roster.version} expired on {file.roster.expires:%Y-%m-%d}",
-            "nodes under it receive but release nothing",
-            "run: p2pfed steward extend ROSTER --expires 365d --out NEXT, and have it signed",
-        )
-    names = ", ".join(_signed_by(file.roster, file.document))
-    lines = [f"ok: roster v{file.roster.version} of {file.roster.network}, signed by {names}"]
-    if not args.against and file.roster.version > 1:
-        lines.append("# checked against its own stewards only; add --against OLD")
-    emit(args, "roster", _summary(file.roster, file.document), lines)
+    file = RosterFile.read(args.file)
+    older = RosterFile.read(args.against) if args.against else None
+    emit(args, "roster", summary(file.roster, file.document), verified(file, older))
 
 
 def _show(args: Namespace) -> None:
-    file = _File.read(args.file)
-    roster, data = file.roster, _summary(file.roster, file.document)
-    signed = ", ".join(data["signed_by"]) or "nobody"
-    lines = [
-        f"{roster.network}  roster v{roster.version}  {'EXPIRED' if data['expired'] else 'expires'}"
-        f" {data['expires']}",
-        f"network id  {data['network_id']}",
-        f"hash        {data['hash']}",
-        f"signed by   {signed}   ({roster.threshold} of {len(roster.stewards)} needed)",
-        "",
-        *table(("STEWARD", "KEY"), [(s.name, s.key.hex()) for s in roster.stewards]),
-        "",
-        *table(
-            ("MEMBER", "PEER ID", "ROLES", "SAMPLES"),
-            [(m.name, m.peer_id, ",".join(m.roles), str(m.samples)) for m in roster.members],
-        ),
-    ]
-    if roster.revoked:
-        rows = [(short_id(r.peer_id), str(r.from_round), r.reason) for r in roster.revoked]
-        lines += ["", *table(("REVOKED", "FROM ROUND", "REASON"), rows)]
-    emit(args, "roster", data, lines)
+    file = RosterFile.read(args.file)
+    emit(args, "roster", summary(file.roster, file.document), shown(file))
 
 
 # --- drafts ------------------------------------------------------------------------------------
@@ -284,7 +189,7 @@ def _found(args: Namespace) -> None:
 
 
 def _add(args: Namespace) -> None:
-    file = _File.read(args.file)
+    file = RosterFile.read(args.file)
     public_key_of(args.peer_id)
     roles = tuple(role.strip() for role in args.roles.split(",") if role.strip())
     member = Member(args.name, args.peer_id, roles, args.samples)
@@ -303,7 +208,7 @@ def _add(args: Namespace) -> None:
 
 
 def _revoke(args: Namespace) -> None:
-    file = _File.read(args.file)
+    file = RosterFile.read(args.file)
     roster = file.roster
     names = {m.name: m.peer_id for m in roster.members}
     peer_id = names.get(args.peer, args.peer)
@@ -325,40 +230,62 @@ def _revoke(args: Namespace) -> None:
 
 
 def _rotate(args: Namespace) -> None:
-    file = _File.read(args.file)
+    file = RosterFile.read(args.file)
     kept = [s for s in file.roster.stewards if s.name not in args.remove]
     unknown = set(args.remove) - {s.name for s in file.roster.stewards}
     if unknown:
-        raise NotFound(f"{min(unknown)} is not a steward of roster v{file.roster.version}")
+        raise NotFound(
+            f"{min(unknown)} is not a steward of roster v{file.roster.version}",
+            "only who is one can be removed",
+            f"see: p2pfed steward show {args.file}",
+        )
     if not args.remove and not args.add and args.threshold is None:
-        raise ConfigError("nothing to rotate", "", "give --remove, --add or --threshold")
+        raise ConfigError(
+            "nothing to rotate",
+            "the next roster would have the same stewards",
+            "give --remove, --add or --threshold",
+        )
     stewards = (*kept, *(_steward(text) for text in args.add))
     threshold = file.roster.threshold if args.threshold is None else args.threshold
     _write_draft(args, file.next(stewards=stewards, threshold=threshold), file, "rotated")
 
 
 def _extend(args: Namespace) -> None:
-    file = _File.read(args.file)
+    file = RosterFile.read(args.file)
     _write_draft(args, file.next(expires=_moment(args.expires)), file, "extended")
 
 
 def _steward(text: str) -> Steward:
     name, _, key = text.rpartition("=")
-    if not name or not re.fullmatch(r"[0-9a-f]{64}", key):
-        raise ConfigError(
-            f"{text[:100]!r} is not a steward",
-            "expected NAME=KEYHEX with the 64 hex digits of the public key",
-            "the steward gets them from: p2pfed steward key show FILE",
-        )
-    return Steward(name, bytes.fromhex(key))
+    if name and re.fullmatch(r"[0-9a-f]{64}", key):
+        return Steward(name, bytes.fromhex(key))
+    if name and key and Path(key).is_file():  # the founder's own
+        return Steward(name, StewardKey.load(Path(key)).public_key)
+    raise ConfigError(
+        f"{text[:100]!r} is not a steward",
+        "expected NAME=KEYHEX with the 64 hex digits of the public key, or NAME=KEYFILE",
+        "the steward gets them from: p2pfed steward key show FILE",
+    )
 
 
 def _moment(text: str) -> dt.datetime:
     now = dt.datetime.now(dt.UTC).replace(microsecond=0)
     try:
         if re.fullmatch(r"[0-9]{1,5}d", text):
-            return now + dt.timedelta(days=int(text[:-1]))
-        moment = dt.datetime.fromisoformat(text)
+            moment = now + dt.timedelta(days=int(text[:-1]))
+        else:
+            moment = dt.datetime.fromisoformat(text)
     except (ValueError, OverflowError) as error:
-        raise ConfigError(f"{text!r} is not a time", "", "write e.g. 365d or 2027-01-31") from error
-    return moment.astimezone(dt.UTC) if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
+        raise ConfigError(
+            f"{text!r} is not a time",
+            "it is a number of days, or a date as ISO 8601",
+            "write e.g. 365d or 2027-01-31",
+        ) from error
+    moment = moment.astimezone(dt.UTC) if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
+    if moment <= now:
+        raise ConfigError(
+            f"{text} is over",
+            "under an expired roster nodes release nothing",
+            "write e.g. 365d or a day that is to come",
+        )
+    return moment

@@ -23,10 +23,10 @@ name = {name}
 data_dir = "."                 # key, rosters, runs, deltas, sockets; must be 0700
 # key_file = "node.key"        # default: data_dir/node.key; must be 0600
 listen = {listen}              # libp2p multiaddrs, TCP
-announce = []                  # public multiaddrs, when they differ from `listen` (NAT)
+announce = {announce}                  # public multiaddrs, when they differ from `listen` (NAT)
 
 [network]
-id = ""                        # 64 hex digits; "" takes it from the first roster you join with
+id = {network_id}                        # 64 hex digits; "": that of the first roster
 bootstrap = []                 # files with the peers to ask first
 rejoin = true                  # after a crash or a reboot; a `p2pfed leave` is remembered apart
 relay = false                  # true: lead members to those that can only dial out
@@ -36,15 +36,25 @@ upload_limit_mbit = 0          # a second, for models and updates; 0 is no limit
 
 [admin]
 # socket = "admin.sock"        # default: data_dir/admin.sock; at most 107 bytes
-mode = "0600"                  # "0660" lets the socket's group in
+mode = "0600"                  # "0660" lets the socket's group read
+group = ""                     # the socket's group; "" is the daemon's own
+operators = []                 # users who may change things as the daemon's user and root may
 
 [train]
 enabled = {enabled}
 task = {task}                  # a task that is installed here, e.g. "heart-disease"
 {data_line}
-device = "auto"                # auto, cpu or cuda
-# socket = "trainer.sock"      # private: local measures and the ledger; default: in data_dir
+device = "auto"                # auto, cpu, cuda, mps or xpu
+gpus = "auto"                  # how many of them one round is spread over; with cpu: processes
+precision = "auto"             # bf16 where the device has it; or float32, bf16
 {options_line}
+patience = 0                   # stop releasing after so many rounds without a better model
+longest_round = 86400.0        # seconds; a trainer that takes longer is taken for hung
+memory_gb = 0.0                # limit of the trainer; 0 is none
+user = ""                      # the trainer is a service of this other user; "" is a child
+# socket = "trainer.sock"      # private: local measures and the ledger; default: in data_dir
+# loop_socket = "loop.sock"    # where a training loop of your own joins, with task = "loop"
+# state = "trainer"            # the trainer's own files: private parameters, tuned models, caches
 
 [privacy]                      # this hospital's own limits; a run can only be stricter
 {epsilon_line}
@@ -52,9 +62,15 @@ delta = 1e-5
 unit = "patient"
 allow_none = false             # true: also accept runs that release unprotected updates
 {ledger_line}
+share_metrics = "off"          # "rounded": the main metric, two digits, to all members; outside ε
 
 [log]
 level = "info"                 # debug, info, warning or error
+format = "auto"                # text on a terminal, else JSON; or: text, json
+# file = "p2pfed.log"          # default: standard error
+
+[metrics]
+listen = ""                    # host:port for Prometheus; "" is the admin socket only
 """
 
 
@@ -62,6 +78,8 @@ def configuration(
     *,
     name: str,
     listen: Sequence[str],
+    announce: Sequence[str] = (),
+    network_id: str = "",
     task: str,
     data: str | None,
     epsilon: str | None,
@@ -73,6 +91,8 @@ def configuration(
     Args:
         name: The node's name.
         listen: Multiaddrs.
+        announce: Public multiaddrs.
+        network_id: The network that the node is pinned to, 64 hex digits, or "".
         task: The task's name; "" makes a bootstrap-only node.
         data: Path of the hospital's data.
         epsilon: Lifetime budget as a decimal number.
@@ -81,7 +101,9 @@ def configuration(
     """
     return _TEMPLATE.format(
         name=_text(name),
-        listen="[" + ", ".join(_text(address) for address in listen) + "]",
+        listen=_list(listen),
+        announce=_list(announce),
+        network_id=_text(network_id),
         enabled="true" if task else "false",
         task=_text(task),
         data_line=(
@@ -104,6 +126,10 @@ def configuration(
         )
         + "   # one per data set, shared by all nodes that train on it",
     )
+
+
+def _list(values: Sequence[str]) -> str:
+    return "[" + ", ".join(map(_text, values)) + "]"
 
 
 def _text(value: str) -> str:

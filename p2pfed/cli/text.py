@@ -1,12 +1,16 @@
 """Formats for people and for programs; pure except for `emit`.
 
 Invariant: what is printed for people holds printable characters only, so that no name or event can
-move a terminal's cursor. JSON is one envelope `{"schema": "p2pfed.X/1", "ok": ..., "data": ...}`.
+move a terminal's cursor. JSON is one envelope `{"schema": "p2pfed.X/1", "ok": ..., "data": ...}`,
+in ASCII, so that no locale and no name can spoil it; `ok` is true exactly where the exit code is 0.
+A schema has one shape, whatever command prints it.
 """
 
 from __future__ import annotations
 
 import json
+
+from p2pfed.errors import ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,13 +18,34 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Any
 
-__all__ = ["emit", "envelope", "number", "printable", "short_id", "size", "span", "table"]
+__all__ = [
+    "VERSIONS",
+    "as_json",
+    "columns",
+    "cut",
+    "duration",
+    "emit",
+    "envelope",
+    "number",
+    "printable",
+    "short_id",
+    "size",
+    "span",
+    "table",
+    "took",
+    "utc",
+]
+
+# schema -> its version, where it is not 1: raised when a field goes or changes its type
+VERSIONS: dict[str, int] = {}
+
+_SECONDS = {"min": 60.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
 
 
-def emit(args: Namespace, schema: str, data: Any, lines: Iterable[str]) -> None:
+def emit(args: Namespace, schema: str, data: Any, lines: Iterable[str], *, ok: bool = True) -> None:
     """Print `data` as an envelope with --json, else the lines."""
     if args.json:
-        print(envelope(schema, data))
+        print(envelope(schema, data, ok=ok))
     else:
         for line in lines:
             print(printable(line))
@@ -28,8 +53,25 @@ def emit(args: Namespace, schema: str, data: Any, lines: Iterable[str]) -> None:
 
 def envelope(schema: str, data: Any, *, ok: bool = True) -> str:
     """The JSON envelope, on one line."""
-    answer = {"schema": f"p2pfed.{schema}/1", "ok": ok, "data": data}
-    return json.dumps(answer, ensure_ascii=False)
+    version = VERSIONS.get(schema, 1)
+    answer = {"schema": f"p2pfed.{schema}/{version}", "ok": ok, "data": data}
+    return as_json(answer)
+
+
+def as_json(value: Any) -> str:
+    """One line of JSON in ASCII; a number that is not finite, which JSON does not have, is null."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:  # hardly ever: a loss that went astray
+        return json.dumps(_finite(value), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not -1e999 < value < 1e999 else value
 
 
 def printable(text: str) -> str:
@@ -75,6 +117,56 @@ def span(seconds: float | None) -> str:
     if days:
         return f"{days}d {hours}h"
     return f"{hours}h {minutes}min" if hours else f"{minutes} min"
+
+
+def took(seconds: float) -> str:
+    """How long something lasted, also where that is less than a second: `85 ms`."""
+    return f"{1000 * seconds:.0f} ms" if 0 < seconds < 0.9995 else span(seconds)
+
+
+def utc(at: Any, form: str = "%Y-%m-%d %H:%M") -> str:
+    """A Unix time in UTC; `?` where it is none."""
+    from datetime import UTC, datetime
+
+    try:
+        return datetime.fromtimestamp(at, UTC).strftime(form)
+    except (OverflowError, TypeError, ValueError, OSError):
+        return "?"
+
+
+def duration(text: str) -> float:
+    """The seconds of `30s`, `5min` or `5m`, `2h`, `3d`, or of a bare number.
+
+    Raises:
+        ConfigError: It is none of these.
+    """
+    unit = text.lstrip("0123456789.")
+    try:
+        value = float(text.removesuffix(unit)) * _SECONDS[unit]
+    except (KeyError, ValueError):
+        value = -1.0
+    if not 0 <= value < 1e9:
+        raise ConfigError(
+            f"{text!r} is not a time",
+            "a time is a number and one of s, min, m, h, d; a bare number is in seconds",
+            "write e.g. 30s, 5min or 2h",
+        )
+    return value
+
+
+def columns() -> int:
+    """How many columns the terminal has; plenty where standard output is none."""
+    import os
+
+    try:
+        return os.get_terminal_size(1).columns or 80
+    except OSError:
+        return 1000
+
+
+def cut(text: str, width: int) -> str:
+    """`text` in at most `width` characters, with … where some are left out."""
+    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
 
 
 def short_id(peer_id: str) -> str:

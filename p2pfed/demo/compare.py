@@ -68,7 +68,7 @@ def compare(
     everyone = _joined([d.test for d in data.values()])
     start = initial_vector(task, seed=seed)
 
-    def score(vector: Vector, own: TaskData) -> Score:
+    def score(vector: Vector, own: TaskData[Split]) -> Score:
         return Score(_accuracy(task, vector, own.test), _accuracy(task, vector, everyone))
 
     everything = _joined([d.train for d in data.values()])
@@ -104,9 +104,8 @@ def _tuned(task: Task, split: Split, start: Vector, *, steps: int, seed: int) ->
             start,
             steps=steps,
             learning_rate=task.hyper.learning_rate * rate,
-            batch_size=task.hyper.batch_size,
             seed=seed,
-        )
+        ).vector
 
     best = max(RATES, key=lambda rate: _accuracy(task, trained(train, rate), validation))
     return trained(split, best)
@@ -116,13 +115,8 @@ def _held_out(split: Split, seed: int) -> tuple[Split, Split]:
     """Four fifths of the patients and the rest, the rest at least one patient."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(split.num_patients, generator=generator)
-    held = torch.isin(split.patient, order[: max(1, split.num_patients // 5)])
-    return _part(split, ~held), _part(split, held)
-
-
-def _part(split: Split, chosen: torch.Tensor) -> Split:
-    _, patients = torch.unique(split.patient[chosen], return_inverse=True)
-    return Split(split.x[chosen], split.y[chosen], patients)
+    cut = max(1, split.num_patients // 5)
+    return split.subset(sorted(order[cut:].tolist())), split.subset(sorted(order[:cut].tolist()))
 
 
 def _joined(splits: list[Split]) -> Split:

@@ -177,6 +177,7 @@ class Federation:
             'data_dir = "."',
             f'listen = ["/ip4/127.0.0.1/tcp/{daemon.port}"]',
             "[network]",
+            f'id = "{self.stewards.roster.network_id.hex()}"',
             'bootstrap = ["bootstrap.toml"]',
             "[admin]",
             f"socket = {json.dumps(str(sockets / 'admin.sock'))}",
@@ -260,6 +261,13 @@ class Federation:
             body["genesis"] = str(self._genesis)
         daemon.client.post("/v1/runs", body)
 
+    def start_all(self) -> None:
+        """Start every daemon and enrol it, one after the other, under one roster of them all."""
+        roster = self.stewards.admit([daemon.member for daemon in self.daemons.values()])
+        for daemon in self.daemons.values():
+            self.start(daemon)
+            self.enrol(daemon, roster)
+
     def kill(self, daemon: Daemon) -> None:
         """SIGKILL, trainer included: what a power cut does."""
         _signal_group(daemon, signal.SIGKILL)
@@ -290,10 +298,12 @@ class Federation:
         finally:
             # A second Ctrl-C must not stop this.
             before = {number: signal.signal(number, signal.SIG_IGN) for number in _STOPS}
-            self.stop_all()
-            shutil.rmtree(self._sockets, ignore_errors=True)
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            try:
+                self.stop_all()
+                shutil.rmtree(self._sockets, ignore_errors=True)
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
 
 
 @contextmanager
@@ -325,7 +335,11 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise TimedOut(f"waited {seconds:.0f} s: {what}")
+            raise TimedOut(
+                f"waited {seconds:.0f} s: {what}",
+                "it did not happen in that time",
+                "see the nodes' logs beside their configurations",
+            )
         time.sleep(POLL)
 
 

@@ -119,7 +119,11 @@ def _budget(text: str) -> Fraction:
     except ValueError:
         epsilon = Fraction(0)
     if not 0 < epsilon <= 1000:
-        raise ConfigError(f"--epsilon {text!r} is not a number from 0 to 1000", "", "try: 10")
+        raise ConfigError(
+            f"--epsilon {text!r} is not a number from 0 to 1000",
+            "it is the privacy budget of the whole run, for each patient",
+            "try: --epsilon 10",
+        )
     return epsilon
 
 

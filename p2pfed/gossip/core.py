@@ -40,22 +40,23 @@ from p2pfed.gossip.events import (
     Tick,
     TrainerChanged,
     TrainingEnded,
+    Unlike,
 )
 from p2pfed.gossip.facts import RunFacts
 from p2pfed.gossip.guard import Guard
 from p2pfed.gossip.heartbeat import Heartbeat, send
 from p2pfed.gossip.intake import Intake
+from p2pfed.gossip.introduction import Introduction
 from p2pfed.gossip.local_rounds import LocalRounds
 from p2pfed.gossip.meeting_events import Survived
 from p2pfed.gossip.membership import Liveness, Membership, Peer
-from p2pfed.gossip.progress import Phase, Presence, Progress
+from p2pfed.gossip.progress import Presence, Progress
 from p2pfed.gossip.release import Releasing
 from p2pfed.gossip.witness import Witnesses
 from p2pfed.identity.book import RosterBook
 from p2pfed.identity.run import Run
 from p2pfed.wire.delta import Delta, Proof, SignedHeader
 from p2pfed.wire.messages import (
-    MAX_ADDRESSES,
     Ack,
     Addresses,
     AskCheckpoints,
@@ -71,7 +72,6 @@ from p2pfed.wire.messages import (
     Want,
     Witness,
     decode_message,
-    is_sayable,
 )
 from p2pfed.wire.spreading import Held, SpreadingMessage, Wanted
 
@@ -111,10 +111,8 @@ class Core:
     ) -> None:
         self.own_id, self._recall = own_id, recall
         self.book = book
-        self.addresses = addresses
         self.membership = Membership(own_id, liveness or Liveness())
         self.progress: Progress | None = None
-        self.task_id = b""
         self._rng, self._absent, self._contributed, self._only_talk = rng, False, False, False
         self._intake = Intake(
             own_id=own_id,
@@ -134,7 +132,14 @@ class Core:
             witnesses=self.witnesses,
             has_trainer=has_trainer,
         )
-        self._heartbeat = Heartbeat(self.membership, self._sync, rng, self._compose_beat)
+        self.introduction = Introduction(
+            book,
+            self._sync,
+            self._guard,
+            contributes=lambda: not self.why_not_contributing(),
+            addresses=addresses,
+        )
+        self._heartbeat = Heartbeat(self.membership, self._sync, rng, self.introduction.compose)
         self._attendance = Attendance(self.membership)
         self._offers: tuple[CheckpointOffer, ...] = ()
         self._wall = dt.datetime.min.replace(tzinfo=dt.UTC)
@@ -191,6 +196,7 @@ class Core:
                 facts, self.membership, paired, rng=self._rng, willing=lambda: show(self._wall)
             )
         self._heartbeat.tells_rounds = isinstance(self.progress, LocalRounds)
+        self.introduction.take_run(self.progress)
         self._intake.take_run(self.progress)
         self._releasing.take_run(self.progress)
         self.witnesses.remember(own)
@@ -255,12 +261,14 @@ class Core:
             case Connected():
                 if (refusal := self._guard.turned_away(event.peer, now)) is not None:
                     return [refusal]
-                effects = self._heartbeat.connected(event.peer, now)
+                effects = self._heartbeat.connected(event.peer, event.version, now)
                 return effects + self.witnesses.connected(event.peer)
             case Disconnected():
                 return self._heartbeat.disconnected(event.peer, now)
             case Received():
-                return self._on_frame(event.peer, event.frame, now)
+                return self._on_frame(event, now)
+            case Unlike():
+                return self._heartbeat.unlike(event.peer, event.versions)
             case RosterOffered():
                 return self._intake.rosters([event.signed])
             case Released():
@@ -297,12 +305,12 @@ class Core:
 
     # --- messages ------------------------------------------------------------------------------
 
-    def _on_frame(self, peer_id: str, frame: bytes, now: float) -> list[Effect]:
-        if (refusal := self._guard.turned_away(peer_id, now)) is not None:
+    def _on_frame(self, event: Received, now: float) -> list[Effect]:
+        if (refusal := self._guard.turned_away(event.peer, now)) is not None:
             return [refusal]
-        peer = self.membership.peers[peer_id]
+        peer = self.membership.peers[event.peer]
         try:
-            message = decode_message(frame)
+            message = decode_message(event.frame, event.version)
             self._only_talk = isinstance(message, _TALK) and not self._absent
             limited = self._guard.weigh(peer, message, now)
             effects = self._on_message(peer, message, now) if limited is None else limited
@@ -331,7 +339,8 @@ class Core:
             case _ if isinstance(message, SpreadingMessage):
                 return self._heartbeat.on_spreading(peer, message, now)
             case Facts():
-                return self._intake.facts(message, peer.peer_id)
+                effects = self._intake.facts(message, peer.peer_id)
+                return self._guard.sparing(peer, effects, now)
             case AskCheckpoints():
                 mine = self.facts is not None and message.run_id == self.facts.run.run_id
                 answer = Checkpoints(message.run_id, self._offers)
@@ -348,36 +357,9 @@ class Core:
                 return []
 
     def _on_beat(self, peer: Peer, beat: Beat, now: float) -> list[Effect]:
-        new_to_us = peer.beat is None or peer.beat.run_id != beat.run_id
+        before = peer.beat
         effects = self._heartbeat.on_beat(peer, beat, self.book.network_id, now)
-        progress = self.progress
-        if progress is None or not beat.run_id:
-            return effects
-        run = progress.facts.run
-        same_run = beat.run_id == run.run_id
-        if not same_run or beat.task_id not in {b"", run.task_id}:
-            differs = "task" if same_run else "run"
-            data = {"peer": peer.peer_id, "name": peer.name, "differs": differs}
-            return [*effects, Note("peer.differs", data)] if new_to_us else effects
-        if progress.phase is Phase.JOINING and peer.peer_id not in progress.answered:
-            effects.append(send(peer.peer_id, AskCheckpoints(beat.run_id)))
-        return effects
-
-    def _compose_beat(self, sequence: int) -> Beat:
-        progress = self.progress
-        folded = progress.folded if progress is not None else None
-        return Beat(
-            sequence=sequence,
-            network_id=self.book.network_id or bytes(32),
-            run_id=progress.facts.run.run_id if progress is not None else b"",
-            task_id=self.task_id,
-            round=progress.round if progress is not None else 0,
-            contributes=not self.why_not_contributing(),
-            model_round=folded.round if folded is not None else 0,
-            model_hash=folded.model_hash if folded is not None else b"",
-            documents=self._sync.documents_digest(),
-            addresses=tuple(filter(is_sayable, self.addresses))[:MAX_ADDRESSES],
-        )
+        return effects + self.introduction.heard(peer, beat, before, now)
 
     # --- small things --------------------------------------------------------------------------
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 
-from p2pfed.wire.messages import HASH_BYTES, Range
+from p2pfed.wire.beat import HASH_BYTES
+from p2pfed.wire.messages import Range
 
 __all__ = ["EMPTY", "DigestTree"]
 

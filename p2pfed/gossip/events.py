@@ -16,6 +16,7 @@ from p2pfed.gossip.facts import Counted
 from p2pfed.gossip.meeting_events import PairEffect, PairEvent
 from p2pfed.wire.delta import Delta
 from p2pfed.wire.messages import CheckpointOffer
+from p2pfed.wire.versions import NEWEST
 
 __all__ = [
     "CheckpointFetched",
@@ -48,6 +49,7 @@ __all__ = [
     "Train",
     "TrainerChanged",
     "TrainingEnded",
+    "Unlike",
 ]
 
 
@@ -63,9 +65,18 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """An authenticated connection to a peer is up."""
+    """An authenticated connection to a peer is up; `version` of the wire is spoken on it."""
 
     peer: str
+    version: int = NEWEST
+
+
+@dataclass(frozen=True, slots=True)
+class Unlike:
+    """A peer was met that speaks none of our versions; empty where it did not say which ones."""
+
+    peer: str
+    versions: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +88,11 @@ class Disconnected:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A peer sent a frame."""
+    """A peer sent a frame on a stream of some version."""
 
     peer: str
     frame: bytes = field(repr=False)
+    version: int = NEWEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +188,7 @@ class JoinNetwork:
 Event = (
     Tick
     | Connected
+    | Unlike
     | Disconnected
     | Received
     | RosterOffered

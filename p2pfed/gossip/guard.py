@@ -31,6 +31,7 @@ from p2pfed.wire.messages import (
     Digest,
     Facts,
     Have,
+    Leave,
     Message,
     Want,
     Witness,
@@ -43,7 +44,8 @@ STRIKES = 3
 MEMORY = 60.0  # seconds in which the strikes must fall
 FIRST = 30.0  # seconds of the first refusal
 LONGEST = 3600.0
-NOTE_EVERY = 60.0  # seconds between two notes about one peer
+NOTE_EVERY = 60.0  # seconds between two notes of one kind about one peer
+_ROSTER_BYTES = 1 << 12  # of rosters are as much work as a signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,8 @@ _RATES: dict[type, Rate] = {
     Digest: Rate(1 << 14, 1 << 12),  # ranges to compare
     Claims: Rate(1 << 18, 1 << 14),  # bytes; a whole table has some 4000
     Beat: Rate(120, 10),  # may be answered by the names of all documents
-    Facts: Rate(1 << 14, 1 << 11),  # signatures to check
+    Facts: Rate(1 << 14, 1 << 11),  # signatures to check; rosters also by their bytes
+    Leave: Rate(10, 1 / NOTE_EVERY),  # each goodbye, and each coming back, is noted
     AskCheckpoints: Rate(60, 2),
     AskWitness: Rate(60, 2),
     Witness: Rate(1 << 12, 1 << 6),  # headers to sign again
@@ -114,6 +117,7 @@ class _Record:
     until: float = float("-inf")
     is_refused: bool = False
     noted: float = float("-inf")
+    told: dict[str, float] = field(default_factory=dict)  # kind of note -> when
 
 
 def _cost(message: Message) -> float:
@@ -124,7 +128,8 @@ def _cost(message: Message) -> float:
         case Digest():
             return max(1, len(message.ranges))
         case Facts():
-            return max(1, len(message.deltas) + len(message.rosters) + len(message.proofs))
+            count = len(message.deltas) + len(message.rosters) + len(message.proofs)
+            return max(1, count + sum(map(len, message.rosters)) / _ROSTER_BYTES)
         case Witness():
             return max(1, len(message.headers))
         case Wanted() | Held():
@@ -183,6 +188,30 @@ class Guard:
         record.noted = now
         what = {"peer": peer.peer_id, "name": peer.name, "question": type(message).__name__}
         return [Note("peer.limited", what)]
+
+    def tells(self, peer: Peer, kind: str, now: float) -> bool:
+        """Whether a note of this kind about a peer is due: one a minute is enough.
+
+        Else a member could push out of the event log what others did.
+        """
+        told = self._record(peer.peer_id).told
+        if now < told.get(kind, float("-inf")) + NOTE_EVERY:
+            return False
+        told[kind] = now
+        return True
+
+    def sparing(self, peer: Peer, effects: list[Effect], now: float) -> list[Effect]:
+        """What a peer's facts lead to, less the notes of refused rosters that are not due.
+
+        It is no breach to send one: after a mistake of the stewards honest peers do.
+        """
+        return [
+            effect
+            for effect in effects
+            if not isinstance(effect, Note)
+            or effect.type != "roster.rejected"
+            or self.tells(peer, effect.type, now)
+        ]
 
     def blame(self, peer: Peer, reason: str, now: float) -> list[Effect]:
         """A peer broke the protocol: hang up, and after too many times refuse it for a while."""

@@ -25,7 +25,8 @@ from p2pfed.gossip.neighbours import Neighbours
 from p2pfed.gossip.probing import Probing
 from p2pfed.gossip.rumours import Rumours
 from p2pfed.gossip.sync import Sync
-from p2pfed.wire.messages import MAX_ADDRESSES, Ack, Addresses, Beat, Message, encode_message
+from p2pfed.wire.beat import MAX_ADDRESSES, Beat
+from p2pfed.wire.messages import Ack, Addresses, Message, encode_message
 from p2pfed.wire.spreading import (
     AskHeard,
     Claims,
@@ -37,6 +38,7 @@ from p2pfed.wire.spreading import (
     SpreadingMessage,
     Wanted,
 )
+from p2pfed.wire.versions import VERSIONS
 
 __all__ = ["Heartbeat", "send"]
 
@@ -127,15 +129,25 @@ class Heartbeat:
         self._said = None
         self.hasten()
 
-    def connected(self, peer_id: str, now: float) -> list[Effect]:
-        """A connection is up: introduce ourselves."""
+    def connected(self, peer_id: str, version: int, now: float) -> list[Effect]:
+        """A connection is up, on which a version is spoken: introduce ourselves."""
         peer = self._membership.get(peer_id)
         if peer is None or peer.state is State.REVOKED:
             return [Disconnect(peer_id, "not on the roster", blame=False)]
         self._membership.link(peer, now)
+        peer.version, peer.speaks = version, None
         effects: list[Effect] = [self._beat(peer, self._compose(0), now)]
         effects += self._known_addresses(peer_id)
         return [*effects, *self._sync.opening(peer_id), *self._rumours.opening(peer_id, now)]
+
+    def unlike(self, peer_id: str, versions: tuple[int, ...]) -> list[Effect]:
+        """A member speaks no version that we speak; told once."""
+        peer = self._membership.get(peer_id)
+        if peer is None or peer.connected or peer.speaks == versions:
+            return []
+        peer.speaks = versions
+        told = {"speaks": list(versions), "we_speak": list(VERSIONS)}
+        return [Note("peer.version-differs", {**_named(peer), **told})]
 
     def disconnected(self, peer_id: str, now: float) -> list[Effect]:
         """A connection is gone; the verdict on the peer comes with time."""
@@ -191,7 +203,8 @@ class Heartbeat:
         return beat.contributes, beat.run_id, beat.task_id, beat.documents, beat.addresses, round_
 
     def _beat(self, peer: Peer, beat: Beat, now: float) -> Send:
-        return send(peer.peer_id, replace(beat, sequence=self._count(peer, now)))
+        beat = replace(beat, sequence=self._count(peer, now))
+        return Send(peer.peer_id, encode_message(beat, peer.version))
 
     def _count(self, peer: Peer, now: float) -> int:
         self._sequence += 1

@@ -27,7 +27,8 @@ from p2pfed.gossip.claims import Claim, Kind
 from p2pfed.gossip.health import LocalHealth
 from p2pfed.gossip.silence import Doubt, RoundTrip, away_after, suspect_after
 from p2pfed.identity.roster import Roster
-from p2pfed.wire.messages import Beat
+from p2pfed.wire.beat import Beat
+from p2pfed.wire.versions import NEWEST
 
 __all__ = ["Liveness", "Membership", "Peer", "State"]
 
@@ -110,6 +111,8 @@ class Peer:
     addresses: tuple[str, ...] = ()  # what it told us itself
     hearsay: tuple[str, ...] = ()  # what others told, the newest first
     sent_at: dict[int, float] = field(default_factory=dict)
+    version: int = NEWEST  # of the wire, on the connection that there is or was
+    speaks: tuple[int, ...] | None = None  # versions, as far as it told, if none of them is ours
 
     @property
     def ways(self) -> tuple[str, ...]:

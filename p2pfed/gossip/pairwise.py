@@ -31,7 +31,7 @@ Pure functions over numpy vectors; who meets whom and what a crash leaves behind
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from math import gcd
+from math import gcd, sqrt
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ from p2pfed.errors import RemoteProtocolError
 
 __all__ = [
     "add_change",
+    "apart",
     "check_vector",
     "exchange",
     "from_grid",
@@ -130,8 +131,8 @@ def make_step(
     parts = moves[0] + moves[1]
 
     def of(part: slice) -> Fine:
-        apart = model[part] - genesis[part] - _decode(quoted, model.size, values, part)
-        step: Fine = (apart + (parts >> 1)) // parts
+        between = model[part] - genesis[part] - _decode(quoted, model.size, values, part)
+        step: Fine = (between + (parts >> 1)) // parts
         return step
 
     return _encode(model.size, of, values, chance)
@@ -149,6 +150,27 @@ def move(model: Fine, step: bytes, times: int, values: str) -> None:
     for part in _chunks(model.size):
         moved = model[part] + times * _decode(step, model.size, values, part)
         model[part] = np.clip(moved, -LIMIT, LIMIT)
+
+
+def apart(step: bytes, size: int, moves: tuple[int, int], values: str, grid_bits: int) -> float:
+    """How far from each other the two models were, as the step tells: their difference's length.
+
+    A step is the difference over a + b, rounded, so no more than the encoding is lost. For a
+    random pair of n models half of its mean square is the mean square of their distances from
+    the mean, the consensus distance.
+
+    Args:
+        step: Checked by `check_vector`.
+        size: P.
+        moves: (a, b) of `shares`.
+        values: `int8` or `int16`.
+        grid_bits: The run's grid.
+    """
+    square = 0.0
+    for part in _chunks(size):
+        piece = _decode(step, size, values, part).astype(np.float64)
+        square += float(np.square(piece).sum())
+    return sqrt(square) * sum(moves) * 2.0 ** -(grid_bits + FINE_BITS)
 
 
 def add_change(model: Fine, indices: NDArray[np.int64] | slice, values: NDArray[np.int16]) -> None:

@@ -25,11 +25,11 @@ from p2pfed.gossip.seating import Seating
 from p2pfed.gossip.spread import Spread
 from p2pfed.identity.book import RosterBook
 from p2pfed.identity.signing import fact_hash
+from p2pfed.wire.beat import HASH_BYTES
 from p2pfed.wire.codec import pack
 from p2pfed.wire.delta import SignedHeader
 from p2pfed.wire.messages import (
     DOCUMENTS,
-    HASH_BYTES,
     NAME_BYTES,
     Beat,
     Digest,

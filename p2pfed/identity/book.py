@@ -2,9 +2,11 @@
 
 Invariants. Every believed roster is signed by k of its own stewards. One newer than all held is
 believed when k stewards of the newest held one signed it as well; an older one when a held roster
-names it as its `previous`. What is believed is never forgotten: deltas name the roster version that
-fixes their weight. The first roster comes from the operator's hand, who has to know that it is the
-right one: a pinned network id shows a mix-up, not a forgery, for a later version only claims it.
+names it as its `previous`. A document for which neither speaks is refused unread: strangers may
+send them, and reading one takes a thousand times as long. What is believed is never forgotten:
+deltas name the roster version that fixes their weight. The first roster comes from the operator's
+hand, who has to know that it is the right one: a pinned network id shows a mix-up, not a forgery,
+for a later version only claims it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections.abc import Callable
 
 from p2pfed.errors import FactRejected
 from p2pfed.identity.roster import Roster
-from p2pfed.identity.signing import SignedDocument
+from p2pfed.identity.signing import SignedDocument, fact_hash
 
 __all__ = ["RosterBook"]
 
@@ -76,11 +78,13 @@ class RosterBook:
         named = {r.previous for r in self._rosters.values() if r.version > 1}
         return frozenset(named - set(self._rosters))
 
-    def add(self, signed: bytes) -> Roster | None:
+    def add(self, signed: bytes, *, explain: bool = False) -> Roster | None:
         """Believe one more roster.
 
         Args:
             signed: The exact bytes of a signed roster document.
+            explain: Read also what is refused unread, to say more exactly why; for what a person
+                hands over, never for what a peer sends.
 
         Returns:
             The roster, or None if it was held already.
@@ -89,7 +93,7 @@ class RosterBook:
             FactRejected: Unsigned, signed by too few or by others, of another network, older than
                 what is held and not its ancestor, or malformed. Nothing changes.
         """
-        roster = self.check(signed)
+        roster = self.check(signed, explain=explain)
         if roster is not None:
             self._believe(roster, signed)
         return roster
@@ -105,7 +109,7 @@ class RosterBook:
         if self._network_id not in {None, roster.network_id}:
             raise FactRejected(f"roster v{roster.version} is of another network")
         if not roster.enough_signatures(document):
-            raise _too_few(roster, roster, "its own")
+            raise _too_few(_named(roster), roster, "its own")
         self._believe(roster, signed)
 
     def _believe(self, roster: Roster, signed: bytes) -> None:
@@ -116,12 +120,17 @@ class RosterBook:
         if self._current is None or roster.version > self._current.version:
             self._current = roster
 
-    def check(self, signed: bytes) -> Roster | None:
+    def check(self, signed: bytes, *, explain: bool = False) -> Roster | None:
         """What `add` would do with these bytes, without doing it; raises FactRejected likewise."""
         document = SignedDocument.parse(signed)
-        roster = self._read(document.payload)
-        if roster.hash in self._rosters:
+        name = fact_hash(document.payload)
+        if name in self._rosters:
             return None
+        is_named, held = name in self.missing, self._current
+        vouched = is_named or held is None or held.enough_signatures(document)
+        if held is not None and not vouched and not explain:
+            raise _too_few("the roster", held, f"roster v{held.version}'s")
+        roster = self._read(document.payload)
         if self._network_id is not None and roster.network_id != self._network_id:
             raise FactRejected(
                 f"the roster is of the network {roster.network_id.hex()[:16]}…",
@@ -131,33 +140,37 @@ class RosterBook:
         # An ancestor's hash vouches for what it says, not for the signatures it came with; without
         # them nobody could restore it.
         if not roster.enough_signatures(document):
-            raise _too_few(roster, roster, "its own")
-        if roster.hash not in self.missing:
-            self._check_newer(roster, document)
+            raise _too_few(_named(roster), roster, "its own")
+        if held is not None and not is_named:
+            self._check_newer(roster, held, vouched=vouched)
         return roster
 
-    def _check_newer(self, roster: Roster, document: SignedDocument) -> None:
-        held = self._current
-        if held is None:
-            return
-        if roster.version <= held.version:
+    def _check_newer(self, roster: Roster, held: Roster, *, vouched: bool) -> None:
+        if roster.version < held.version:
             raise FactRejected(
                 f"roster v{roster.version} is not newer than v{held.version}",
                 "a roster is never rolled back",
             )
-        if not held.enough_signatures(document):
-            raise _too_few(roster, held, f"roster v{held.version}'s")
-        if roster.version == held.version + 1 and roster.previous != held.hash:
+        if not vouched:
+            raise _too_few(_named(roster), held, f"roster v{held.version}'s")
+        is_next = roster.version == held.version + 1
+        if roster.version == held.version or (is_next and roster.previous != held.hash):
+            how = "does not follow the" if is_next else "is not newer than the other"
             raise FactRejected(
-                f"roster v{roster.version} does not follow the v{held.version} held here",
-                "two rosters of one version were signed",
-                "the stewards must agree on one and sign the next version on top of it",
+                f"roster v{roster.version} {how} v{held.version} held here",
+                f"two rosters v{held.version} were signed",
+                "the stewards must agree on one of the two and sign two further versions on top of"
+                f" it: v{held.version + 1} and v{held.version + 2}; the second is believed here",
             )
 
 
-def _too_few(roster: Roster, judge: Roster, whose: str) -> FactRejected:
+def _named(roster: Roster) -> str:
+    return f"roster v{roster.version}"
+
+
+def _too_few(roster: str, judge: Roster, whose: str) -> FactRejected:
     return FactRejected(
-        f"roster v{roster.version} is not signed by {judge.threshold} of {whose} stewards",
+        f"{roster} is not signed by {judge.threshold} of {whose} stewards",
         "anyone could have written it",
         "ask the stewards to sign it: p2pfed steward sign FILE",
     )

@@ -18,6 +18,8 @@ __all__ = ["Fields", "encode_payload", "read_payload"]
 
 T = TypeVar("T")
 
+_WHOLE = "take the whole file, as the stewards signed it"
+
 _DECIMAL = re.compile(r"\d{1,20}(\.\d{1,30})?(e[+-]\d{1,2})?", re.ASCII)  # what repr(float) writes
 
 
@@ -42,9 +44,9 @@ def read_payload(payload: bytes, kind: str) -> Fields:
         text = payload.decode("utf-8")
         data = json.loads(text, object_pairs_hook=_no_doubles, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise FactRejected(f"this is not a {kind} document", str(error)) from error
+        raise FactRejected(f"this is not a {kind} document", str(error), _WHOLE) from error
     if not isinstance(data, dict) or data.get("type") != kind:
-        raise FactRejected(f"this is not a {kind} document", "its `type` says otherwise")
+        raise FactRejected(f"this is not a {kind} document", "its `type` says otherwise", _WHOLE)
     fields = Fields(data, kind)
     fields.text("type")
     return fields
@@ -139,6 +141,10 @@ class Fields:
         return tuple(
             read(Fields(item, f"{self._where}: {key}[{i}]")) for i, item in enumerate(value)
         )
+
+    def has(self, key: str) -> bool:
+        """Whether there is such a key; it is still to be read."""
+        return key in self._data
 
     def texts(self, key: str, *, allowed: tuple[str, ...]) -> tuple[str, ...]:
         """A list of distinct strings out of `allowed`."""

@@ -1,6 +1,7 @@
 """Secret keys on disk, and the libp2p peer id that names a node.
 
-Invariant: a key file is created with mode 0600 and refused if anyone but its owner could read it.
+Invariant: a key file is created with mode 0600 and refused if anyone but its owner could read it
+(a credential of the service manager, `$CREDENTIALS_DIRECTORY`, may show its access list's mask).
 The peer id is the identity multihash of the libp2p public key (libp2p specs, peer-ids), so the
 Ed25519 public key can be read back out of it: whoever knows a peer id can verify its signatures.
 """
@@ -17,6 +18,7 @@ import base58
 from nacl.signing import SigningKey
 
 from p2pfed.errors import ConfigError, FactRejected
+from p2pfed.small_files import read_small
 
 __all__ = ["NodeKey", "StewardKey", "peer_id_of", "public_key_of", "write_private"]
 
@@ -63,7 +65,11 @@ def write_private(path: Path, data: bytes) -> None:
             "move it away first, or choose another folder",
         ) from error
     except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}") from error
+        raise ConfigError(
+            f"cannot write {path}",
+            error.strerror or str(error),
+            "name a folder that is there and that you may write to",
+        ) from error
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
         file.flush()
@@ -75,20 +81,39 @@ def write_private(path: Path, data: bytes) -> None:
         os.close(directory)
 
 
-def _read_private(path: Path, header: str) -> bytes:
+def _is_credential(path: Path, found: os.stat_result) -> bool:
+    """Whether the service manager handed this file to this process alone.
+
+    systemd puts credentials into a folder that no other service sees and gives our user an entry in
+    the access list, whose mask shows as read permission of the group. Anything wider is refused.
+    """
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    handed = folder is not None and path.parent == Path(folder)
+    narrow = not stat.S_IMODE(found.st_mode) & 0o037
+    return handed and narrow and stat.S_ISREG(found.st_mode) and found.st_uid in {0, os.geteuid()}
+
+
+def _read_private(path: Path, header: str, make: str) -> bytes:
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        text = path.read_text("ascii")
+        data, found = read_small(path)
+        mode = stat.S_IMODE(found.st_mode)
+        text = data.decode("ascii")
     except FileNotFoundError as error:
         raise ConfigError(
-            f"no key at {path}", "the node has no identity yet", "run: p2pfed init"
+            f"no key at {path}",
+            "it was not made yet, or lies elsewhere",
+            f"name its file, or make one: {make}",
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the key {path}", str(error)) from error
-    if mode & 0o077:
+        raise ConfigError(
+            f"cannot read the key {path}",
+            getattr(error, "strerror", None) or str(error),
+            f"name the file that was made by: {make}",
+        ) from error
+    if mode & 0o077 and not _is_credential(path, found):
         raise ConfigError(
             f"the key {path} has mode {mode:04o}",
-            "others on this machine could read it and speak in this hospital's name",
+            "others on this machine could read it and sign in its owner's name",
             f"run: chmod 600 {path}   (and make a new key if someone else may have read it)",
         )
     lines = text.split()
@@ -98,7 +123,9 @@ def _read_private(path: Path, header: str) -> bytes:
         seed = b""
     if len(seed) != 32:
         raise ConfigError(
-            f"{path} is not a key file", f"expected the line {header!r} and 64 hex digits"
+            f"{path} is not a key file",
+            f"expected the line {header!r} and 64 hex digits",
+            f"name the file that was made by: {make}",
         )
     return seed
 
@@ -118,6 +145,7 @@ class NodeKey(_Key):
     """The secret key of one node; its public half is the node's libp2p identity."""
 
     HEADER: ClassVar[str] = "p2pfed-node-key-1"
+    MADE_BY: ClassVar[str] = "p2pfed init"
 
     @property
     def peer_id(self) -> str:
@@ -134,7 +162,7 @@ class NodeKey(_Key):
     @classmethod
     def load(cls, path: Path) -> NodeKey:
         """Read a key file; raises ConfigError if it is missing, malformed or readable by others."""
-        return cls(_read_private(path, cls.HEADER))
+        return cls(_read_private(path, cls.HEADER, cls.MADE_BY))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +170,7 @@ class StewardKey(_Key):
     """The secret key of one steward; it signs rosters and run files, and never runs a node."""
 
     HEADER: ClassVar[str] = "p2pfed-steward-key-1"
+    MADE_BY: ClassVar[str] = "p2pfed steward key new FILE"
 
     @classmethod
     def create(cls, path: Path) -> StewardKey:
@@ -153,4 +182,4 @@ class StewardKey(_Key):
     @classmethod
     def load(cls, path: Path) -> StewardKey:
         """Read a key file; raises ConfigError if it is missing, malformed or readable by others."""
-        return cls(_read_private(path, cls.HEADER))
+        return cls(_read_private(path, cls.HEADER, cls.MADE_BY))

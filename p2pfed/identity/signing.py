@@ -62,8 +62,12 @@ def sign(seed: bytes, person: bytes, payload: bytes) -> bytes:
 
 def verifies(public_key: bytes, person: bytes, payload: bytes, signature: bytes) -> bool:
     """Whether `signature` over exactly `payload` was made by the holder of `public_key`."""
+    return _signs(public_key, _digest(person, payload), signature)
+
+
+def _signs(public_key: bytes, digest: bytes, signature: bytes) -> bool:
     try:
-        VerifyKey(public_key).verify(_digest(person, payload), signature)
+        VerifyKey(public_key).verify(digest, signature)
     except (BadSignatureError, ValueError, TypeError):
         return False
     return True
@@ -95,15 +99,15 @@ class SignedDocument:
         payload, marker, tail = data.partition(MARKER)
         if not marker:
             return cls(payload.rstrip(b"\n"))
-        signatures = []
-        for line in tail.splitlines():
+        signatures, lines = [], tail.splitlines()
+        if len(lines) > MAX_SIGNATURES:
+            raise FactRejected(f"the document carries more than {MAX_SIGNATURES} signatures")
+        for line in lines:
             try:
                 key, signature = (bytes.fromhex(part) for part in line.decode("ascii").split(" "))
             except ValueError as error:
                 raise FactRejected("a signature line of the document is malformed") from error
             signatures.append((key, signature))
-        if len(signatures) > MAX_SIGNATURES:
-            raise FactRejected(f"the document carries more than {MAX_SIGNATURES} signatures")
         return cls(payload, tuple(signatures))
 
     def encode(self) -> bytes:
@@ -127,4 +131,5 @@ class SignedDocument:
             among: Check these keys only, so that a stranger's signatures cost nothing.
         """
         checked = {k: s for k, s in self.signatures if among is None or k in among}
-        return frozenset(k for k, s in checked.items() if verifies(k, person, self.payload, s))
+        digest = _digest(person, self.payload) if checked else b""
+        return frozenset(k for k, s in checked.items() if _signs(k, digest, s))

@@ -52,7 +52,7 @@ class BlobServer:
     """
 
     def __init__(self, *, stall: float) -> None:
-        self._stall = stall
+        self.stall = stall
         self._lists: OrderedDict[bytes, ChunkList] = OrderedDict()
         self._reading = trio.Lock()  # one file is hashed at a time, whoever asks
 
@@ -67,7 +67,7 @@ class BlobServer:
             RemoteProtocolError: The request makes no sense.
             PeerUnreachable: The peer stopped taking bytes.
         """
-        stall = self._stall
+        stall = self.stall
         request = await read_exact(stream, _REQUEST.size, stall=stall)
         magic, name, first, listed = _REQUEST.unpack(request)
         if magic != _MAGIC:

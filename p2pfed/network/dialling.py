@@ -91,7 +91,8 @@ class Dialling:
                 if trio.current_time() > began + limits.redial_most:
                     wait = limits.redial_first
                 # Jitter, so that two peers which lose each other do not dial in step.
-                with trio.move_on_after(wait * self._rng.uniform(0.5, 1.0)):
+                pause = limits.redial_unlike if session.is_unlike else wait
+                with trio.move_on_after(pause * self._rng.uniform(0.5, 1.0)):
                     await session.redial.wait()
                 wait = min(2 * wait, limits.redial_most)
 
@@ -191,10 +192,15 @@ async def _race(attempts: Sequence[Callable[[], Awaitable[Link]]]) -> Link | Non
             won.append(link)
             nursery.cancel_scope.cancel()
 
-    async with trio.open_nursery() as nursery:
-        for go in attempts:
-            failed = trio.Event()
-            nursery.start_soon(attempt, go, failed)
-            with trio.move_on_after(_STAGGER):
-                await failed.wait()
+    try:
+        async with trio.open_nursery() as nursery:
+            for go in attempts:
+                failed = trio.Event()
+                nursery.start_soon(attempt, go, failed)
+                with trio.move_on_after(_STAGGER):
+                    await failed.wait()
+    except BaseException:  # we are cancelled in the moment in which one has won
+        for link in won:
+            link.abort()
+        raise
     return won[0] if won else None

@@ -5,18 +5,29 @@ Invariant: a peer is named by its base58 id everywhere; no value here holds a so
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from p2pfed.wire.versions import NEWEST
+
 __all__ = ["AddressesChanged", "FrameReceived", "NetworkEvent", "NetworkTotals", "PeerConnected"]
-__all__ += ["PeerDisconnected", "PeerStats"]
+__all__ += ["PeerDisconnected", "PeerStats", "Reached", "VersionsDiffer"]
 
 
 @dataclass(frozen=True, slots=True)
 class PeerConnected:
-    """``peer`` (base58) has let us in: frames can be sent."""
+    """``peer`` (base58) has let us in: frames of ``version`` can be sent."""
 
     peer: str
+    version: int = field(default=NEWEST, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class VersionsDiffer:
+    """``peer``, a member, speaks none of our versions but ``theirs`` (empty: it told none)."""
+
+    peer: str
+    theirs: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +43,7 @@ class FrameReceived:
 
     peer: str
     frame: bytes
+    version: int = field(default=NEWEST, compare=False)  # of the stream that it came on
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +53,7 @@ class AddressesChanged:
     addresses: tuple[str, ...]
 
 
-NetworkEvent = PeerConnected | PeerDisconnected | FrameReceived | AddressesChanged
+NetworkEvent = PeerConnected | PeerDisconnected | VersionsDiffer | FrameReceived | AddressesChanged
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +72,24 @@ class PeerStats:
     via: str
     rtt: float | None
     breaches: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """How others reach us, since we last had no connection at all.
+
+    ``visited`` says from where members have dialled us directly: ``outside``, ``near`` (private
+    addresses only) or nowhere. ``relays`` hold a place for us, ``possible_relays`` (connected
+    members) might. The counts are of connected members.
+    """
+
+    visited: Literal["outside", "near", ""]
+    relay_wanted: bool
+    relays: tuple[str, ...]
+    possible_relays: tuple[str, ...]
+    direct_in: int
+    direct_out: int
+    relayed: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,6 +202,15 @@ class Host:
         self._half_open.pop(link.wire, None)
         return True
 
+    def allow(self, networks: Networks) -> None:
+        """Have others in these networks only from now on; none: anywhere."""
+        self._allowed = networks
+
+    def may_carry(self, link: Link) -> bool:
+        """Whether a link that there is leads to where others may be; a circuit's relay decides."""
+        host = link.wire.remote_host
+        return not host or self._may_talk_to(host)
+
     def _may_talk_to(self, host: str) -> bool:
         return not self._allowed or self._allowed.contains(host)
 

@@ -26,7 +26,7 @@ from p2pfed.network.noise import MAX_PLAINTEXT
 from p2pfed.network.yamux import Bounds, Muxer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from p2pfed.network.flow import Flow
     from p2pfed.network.limits import Limits
@@ -145,6 +145,10 @@ class Link:
         rtt: Round-trip time of the last ping, seconds; None before the first.
         settled: Set once it is decided what the link is for, or it has ended.
         unspoken: Protocols that the peer has said it does not speak.
+        version: Of the frames that we send; 0 until it is agreed on.
+        heard: Of the frames that the peer sends; likewise.
+        proposed: Versions that the peer has proposed and we do not speak.
+        nothing_common: The peer speaks none of the versions that we have proposed.
         broke_protocol: Whether that is why it ended.
         is_over: Nothing can be read or written any more.
         done: Set then.
@@ -157,6 +161,9 @@ class Link:
         self.rtt: float | None = None
         self.settled = trio.Event()
         self.unspoken: set[str] = set()
+        self.version = self.heard = 0
+        self.proposed: set[int] = set()
+        self.nothing_common = False
         self.broke_protocol = False
         self.is_over = False
         self.done = trio.Event()
@@ -256,21 +263,34 @@ class Link:
                 gives none.
             RemoteProtocolError: The peer does not speak ``protocol``.
         """
+        stream, _ = await self.open_first((protocol,), one_way=one_way, urgent=urgent)
+        return stream
+
+    async def open_first(
+        self, protocols: Sequence[str], *, one_way: bool = False, urgent: bool = False
+    ) -> tuple[Stream, str]:
+        """Open a stream for the first of ``protocols`` that the peer speaks; as :meth:`open`.
+
+        Raises:
+            PeerUnreachable: No answer within ``open_seconds``.
+            NoCommonProtocol: The peer speaks none of them.
+        """
         if self.is_over:
             raise PeerUnreachable(f"the connection to {self.peer} ended")
+        seconds, agreed = self._limits.open_seconds, protocols[0]
         stream = self._stream(self._muxer.open(urgent=urgent))
         try:
-            with deadline(self._limits.open_seconds, f"opening {protocol}"):
+            with deadline(seconds, f"opening {agreed}"):
                 if one_way:
-                    await multistream.announce(stream, protocol)
+                    await multistream.announce(stream, agreed)
                 else:
-                    await multistream.propose(stream, protocol, stall=self._limits.open_seconds)
+                    agreed = await multistream.propose(stream, *protocols, stall=seconds)
         except BaseException as failed:
             if isinstance(failed, RemoteProtocolError):
-                self.unspoken.add(protocol)
+                self.unspoken.update(protocols)
             stream.discard()
             raise
-        return stream
+        return stream, agreed
 
     # -- the tasks of the connection -------------------------------------------------------------
 

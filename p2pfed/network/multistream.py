@@ -16,17 +16,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from p2pfed.errors import RemoteProtocolError
+from p2pfed.errors import NoCommonProtocol, RemoteProtocolError
 from p2pfed.network.framing import read_exact
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from p2pfed.network.framing import ByteStream
 
-__all__ = ["accept", "announce", "propose"]
+__all__ = ["MAX_PROPOSALS", "accept", "announce", "propose"]
 
 HEADER = "/multistream/1.0.0"
+_NO = "na"
 MAX_LINE = 127  # one-byte length prefix; our longest line is 20 bytes
 # Stock openers propose at most a handful; somebody who goes on guessing is not one of ours.
 MAX_PROPOSALS = 8
@@ -37,22 +38,38 @@ async def announce(stream: ByteStream, protocol: str) -> None:
     await stream.write(_line(HEADER) + _line(protocol))
 
 
-async def propose(stream: ByteStream, protocol: str, *, stall: float) -> None:
-    """Open ``protocol`` and wait until the peer has agreed.
+async def propose(stream: ByteStream, *protocols: str, stall: float) -> str:
+    """Open the first of ``protocols`` that the peer agrees to.
+
+    Returns:
+        That protocol.
 
     Raises:
+        NoCommonProtocol: The peer speaks none of them.
         RemoteProtocolError: The peer answered something else.
         PeerUnreachable: No answer.
     """
-    await announce(stream, protocol)
-    for expected in (HEADER, protocol):
+    await announce(stream, protocols[0])
+    if await _read_line(stream, stall=stall) != HEADER:
+        raise RemoteProtocolError(f"the peer does not speak {protocols[0]}")
+    for number, protocol in enumerate(protocols):
+        if number:
+            await stream.write(_line(protocol))
         answer = await _read_line(stream, stall=stall)
-        if answer != expected:
+        if answer == protocol:
+            return protocol
+        if answer != _NO:
             raise RemoteProtocolError(f"the peer does not speak {protocol}")
+    raise NoCommonProtocol(f"the peer does not speak {' or '.join(protocols)}")
 
 
 async def accept(
-    stream: ByteStream, protocols: Collection[str], *, stall: float, silent: bool = False
+    stream: ByteStream,
+    protocols: Collection[str],
+    *,
+    stall: float,
+    silent: bool = False,
+    refused: Callable[[str], None] = lambda _: None,
 ) -> str:
     """Answer an opener.
 
@@ -61,6 +78,7 @@ async def accept(
         protocols: What we speak here.
         stall: Seconds to wait for each piece.
         silent: Write nothing at all; then only an opener that does not wait for us gets through.
+        refused: Is told of each protocol that was proposed and is not ours.
 
     Returns:
         The protocol agreed on.
@@ -79,8 +97,9 @@ async def accept(
             if not silent:
                 await stream.write(_line(wanted))
             return wanted
+        refused(wanted)
         if not silent:
-            await stream.write(_line("na"))
+            await stream.write(_line(_NO))
     raise RemoteProtocolError("the peer asked for no protocol of ours")
 
 

@@ -28,6 +28,10 @@ class Pace:
         self._credit = credit
         self._paid_at = float("-inf")  # when the debt is paid off
 
+    def change(self, per_second: float | None) -> None:
+        """Have another rate from now on; None for no bound."""
+        self._rate = per_second
+
     @property
     def burst(self) -> float:
         """What a tenth of a second pays for: no more should be sent at once."""

@@ -1,4 +1,4 @@
-"""The peer table: who is connected, and what we say on each link.
+"""The peer table: which members are connected, and over which links.
 
 A peer counts as connected once it has let us open our gossip stream, which a peer that does not
 know us never does. Of two links to one peer, the session picks the one that carries our frames;
@@ -7,8 +7,8 @@ the other is read for ``grace_seconds`` more, so that nothing under way is lost.
 Invariants: ``send`` never blocks; ``disconnect`` ends whatever the peer does.
 
 Not here: sockets, handshake and gate (``host``), one peer's queues and events (``session``), who is
-dialled and how (``dialling``), what peers ask of us (``serving``), our addresses (``reach``), what
-frames mean and when to send them (the node).
+dialled and how (``dialling``), what is said on a link (``speaking``), what peers ask of us
+(``serving``), our addresses (``reach``), what frames mean and when to send them (the node).
 """
 
 from __future__ import annotations
@@ -24,24 +24,25 @@ import trio
 from p2pfed.errors import PeerUnreachable, RemoteProtocolError
 from p2pfed.network.addresses import Networks
 from p2pfed.network.blob import receive_blob
-from p2pfed.network.circuit import HOP
 from p2pfed.network.dialling import Dialling
-from p2pfed.network.events import NetworkEvent, NetworkTotals, PeerStats
-from p2pfed.network.framing import CHUNK, write_frame
-from p2pfed.network.host import ROSTER, Host
+from p2pfed.network.events import NetworkEvent, NetworkTotals, PeerStats, Reached
+from p2pfed.network.framing import CHUNK
+from p2pfed.network.host import Host
 from p2pfed.network.limits import Limits
 from p2pfed.network.pace import Pace
 from p2pfed.network.reach import Reach
 from p2pfed.network.relay import RelayService
-from p2pfed.network.serving import BLOB, GOSSIP, Serving
-from p2pfed.network.session import Lane, Session
+from p2pfed.network.serving import BLOB, Serving
+from p2pfed.network.session import Session
+from p2pfed.network.speaking import Speaking
+from p2pfed.wire.versions import VERSIONS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
     from p2pfed.network.host import Gatekeeper
-    from p2pfed.network.link import Link, Stream
+    from p2pfed.network.link import Link
     from p2pfed.network.reservations import Mode
 
 __all__ = ["PeerNetwork", "open_network"]
@@ -67,14 +68,13 @@ class PeerNetwork:
         announce: Sequence[str],
         reach: Mode,
         is_relay: bool,
+        versions: Sequence[int],
     ) -> None:
         self.peer_id = host.peer_id
         self._host = host
         self._gate = gatekeeper
         self._limits = limits
         self._nursery = nursery
-        # Our own cap, which all peers share, is not a peer that takes nothing.
-        self._bulk_stall = limits.stall_seconds + host.pace.seconds(limits.links * CHUNK)
         self._tell, self.events = trio.open_memory_channel[NetworkEvent](limits.events)
         self._sessions: dict[str, Session] = {}
         rng = random.Random()  # noqa: S311 - whom to ask and when, not a secret
@@ -95,6 +95,8 @@ class PeerNetwork:
             if is_relay
             else None
         )
+        bulk_stall = _bulk_stall(host, limits)
+        self._speaking = Speaking(gatekeeper, limits, bulk_stall=bulk_stall, versions=versions)
         self._serving = Serving(
             host,
             gatekeeper,
@@ -103,7 +105,8 @@ class PeerNetwork:
             carry=self._carry,
             reach=self._reach,
             relay=self._relay,
-            bulk_stall=self._bulk_stall,
+            bulk_stall=bulk_stall,
+            versions=versions,
         )
         self._dialling = Dialling(
             host,
@@ -111,7 +114,7 @@ class PeerNetwork:
             limits,
             begin=functools.partial(nursery.start_soon, self._carry),
             link_to=self._direct_link_to,
-            linked=self._possible_relays,
+            linked=self._reach.possible_relays,
             rng=rng,
         )
 
@@ -123,6 +126,27 @@ class PeerNetwork:
         """
         self._reach.bind(await self._host.listen(listen, self._carry, self._nursery))
         self._nursery.start_soon(self._reach.keep, self._tell)
+
+    def limit_upload(self, bytes_per_second: float | None) -> None:
+        """Cap bulk, all peers together, from now on; None: no cap."""
+        self._host.pace.change(bytes_per_second)
+        seconds = _bulk_stall(self._host, self._limits)
+        self._speaking.allow_stall(seconds)
+        self._serving.allow_stall(seconds)
+
+    def allow(self, networks: Sequence[str]) -> None:
+        """Have peers in these networks (CIDR) only, or anywhere if there are none.
+
+        Connections with others end.
+
+        Raises:
+            ConfigError: One is no network; nothing has changed.
+        """
+        self._host.allow(Networks(networks))
+        for session in self._sessions.values():
+            for link in tuple(session.links):
+                if not self._host.may_carry(link):
+                    link.abort()
 
     def addresses(self) -> list[str]:
         """Return our full addresses, the announced ones first; they may change."""
@@ -227,6 +251,10 @@ class PeerNetwork:
             circuits=0 if relay is None else len(relay.circuits),
         )
 
+    def reached(self) -> Reached:
+        """Return how others reach us, as far as we have seen."""
+        return self._reach.seen()
+
     def close(self) -> None:
         """End the event channel; called once, by :func:`open_network`."""
         self._tell.close()
@@ -238,10 +266,6 @@ class PeerNetwork:
         """The links that carry frames."""
         sessions = self._sessions.values()
         return [session.link for session in sessions if session.link is not None]
-
-    def _possible_relays(self) -> list[str]:
-        links = self._carrying()
-        return [x.peer for x in links if not x.is_relayed and HOP not in x.unspoken]
 
     def _direct_link_to(self, peer: str) -> Link | None:
         link = self._sessions[peer].link if peer in self._sessions else None
@@ -261,7 +285,7 @@ class PeerNetwork:
                 self._tell_news(session)
 
     async def _converse(self, link: Link) -> None:
-        """Admit, agree, and write frames until the link is replaced or ends."""
+        """Admit, begin, and speak until the link is replaced or ends."""
         if link.inbound and not await self._host.admit(link):
             return
         if not self._gate.is_member(link.peer):  # no more, since we began to dial it
@@ -273,45 +297,26 @@ class PeerNetwork:
             return
         session.links.add(link)
         link.spawn(functools.partial(self._serving.accept_streams, session, link))
-        if not link.inbound:
-            await self._offer_roster(link)
-        out = await link.open(GOSSIP, urgent=True)
+        out = await self._speaking.begin(link)
+        if out is None:
+            return
         is_ours = session.adopt(link)
         self._reach.look()
         link.settled.set()
         if is_ours:
             self._tell_news(session)
-            link.spawn(functools.partial(self._write_bulk, session, link))
-            await self._write_frames(session, link, Lane.URGENT, out)
+            await self._speaking.write(session, link, out)
         await trio.sleep(self._limits.grace_seconds)
-
-    async def _write_bulk(self, session: Session, link: Link) -> None:
-        """Open the second stream when there is something for it."""
-        try:
-            if await session.next_frame(link, Lane.BULK) is not None:
-                await self._write_frames(session, link, Lane.BULK, await link.open(GOSSIP))
-        except PeerUnreachable:
-            link.abort()  # a peer that takes no frames is not connected
-            raise
-
-    async def _write_frames(self, session: Session, link: Link, lane: Lane, out: Stream) -> None:
-        while (frame := await session.next_frame(link, lane)) is not None:
-            stall = self._limits.stall_seconds if lane is Lane.URGENT else self._bulk_stall
-            await write_frame(out, frame, stall=stall)
-            session.written(link, lane)
 
     def _tell_news(self, session: Session) -> None:
         """Tell the node from a task that no link's end cancels."""
         if session.claim_news():
             self._nursery.start_soon(session.tell, self._tell)
 
-    async def _offer_roster(self, link: Link) -> None:
-        """Send our roster ahead of everything else, so that a peer behind us can let us in."""
-        signed = self._gate.current_roster()
-        if signed:
-            stream = await link.open(ROSTER, one_way=True)
-            await write_frame(stream, signed, stall=self._limits.open_seconds)
-            link.spawn(functools.partial(stream.finish, self._limits.open_seconds))
+
+def _bulk_stall(host: Host, limits: Limits) -> float:
+    """Our own cap, which all peers share, is not a peer that takes nothing."""
+    return limits.stall_seconds + host.pace.seconds(limits.links * CHUNK)
 
 
 @asynccontextmanager
@@ -326,6 +331,7 @@ async def open_network(
     allowed_networks: Sequence[str] = (),
     upload_bytes_per_second: float | None = None,
     limits: Limits | None = None,
+    versions: Sequence[int] = VERSIONS,
 ) -> AsyncIterator[PeerNetwork]:
     """Run our end of the network for as long as the block runs.
 
@@ -339,6 +345,7 @@ async def open_network(
         allowed_networks: Networks (CIDR) that others may be in; empty: any.
         upload_bytes_per_second: A cap on bulk, all peers together.
         limits: Bounds; the defaults fit hospitals.
+        versions: Of the wire, that are spoken; fewer than all of this release for tests only.
 
     Yields:
         The network, listening.
@@ -360,7 +367,14 @@ async def open_network(
     )
     async with trio.open_nursery() as nursery:
         network = PeerNetwork(
-            host, gatekeeper, limits, nursery, announce=announce, reach=reach, is_relay=relay
+            host,
+            gatekeeper,
+            limits,
+            nursery,
+            announce=announce,
+            reach=reach,
+            is_relay=relay,
+            versions=versions,
         )
         try:
             await network.start(listen)

@@ -22,7 +22,7 @@ import trio
 from p2pfed.errors import P2PFedError
 from p2pfed.network.addresses import parse_direct
 from p2pfed.network.circuit import HOP, reserve
-from p2pfed.network.events import AddressesChanged
+from p2pfed.network.events import AddressesChanged, Reached
 from p2pfed.network.reservations import Reservations, Uplink
 
 if TYPE_CHECKING:
@@ -92,6 +92,25 @@ class Reach:
     def addresses(self) -> tuple[str, ...]:
         """All our addresses, those through relays last."""
         return (*self.own_addresses(), *self._reservations.addresses(trio.current_time()))
+
+    def possible_relays(self) -> list[str]:
+        """Members on a direct link that have not said that they are no relays."""
+        return [x.peer for x in self._links() if not x.is_relayed and HOP not in x.unspoken]
+
+    def seen(self) -> Reached:
+        """How others reach us, as far as we can tell."""
+        links = list(self._links())
+        direct = [link for link in links if not link.is_relayed]
+        num_inbound = sum(link.inbound for link in direct)
+        return Reached(
+            visited=self._reservations.visited,
+            relay_wanted=self._reservations.is_wanted,
+            relays=self._reservations.holders,
+            possible_relays=tuple(self.possible_relays()),
+            direct_in=num_inbound,
+            direct_out=len(direct) - num_inbound,
+            relayed=len(links) - len(direct),
+        )
 
     async def keep(self, tell: trio.MemorySendChannel[NetworkEvent]) -> None:
         """Keep reservations, and tell the node whenever our addresses change; never returns."""

@@ -194,6 +194,11 @@ class Reservations:
         return not (self._was_reached or (self._was_reached_near and all_near))
 
     @property
+    def visited(self) -> Literal["outside", "near", ""]:
+        """From where members have dialled us directly since we last had no link at all."""
+        return "outside" if self._was_reached else "near" if self._was_reached_near else ""
+
+    @property
     def holders(self) -> tuple[str, ...]:
         """The relays that have promised us a place."""
         return tuple(p for p, relay in self._relays.items() if relay.expires_at is not None)

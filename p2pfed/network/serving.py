@@ -8,7 +8,7 @@ a link, so that it cannot have more frames under way than the bounds say; its fr
 bounded rate, and a full event channel holds back only the streams it is fed by.
 
 Not here: what frames mean (the node), who is admitted (``host``), what we open ourselves
-(``peers``, ``reach``, ``dialling``).
+(``speaking``, ``reach``, ``dialling``).
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from p2pfed.network.framing import deadline, read_frame
 from p2pfed.network.host import ROSTER
 from p2pfed.network.identify import IDENTIFY, identify_message, serve_identify
 from p2pfed.network.ping import PING, serve_ping
+from p2pfed.wire.versions import VERSIONS, gossip_protocol, version_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from p2pfed.network.events import NetworkEvent
     from p2pfed.network.host import Gatekeeper, Host
@@ -40,9 +41,9 @@ if TYPE_CHECKING:
     from p2pfed.network.relay import RelayService
     from p2pfed.network.session import Session
 
-__all__ = ["BLOB", "GOSSIP", "Serving"]
+__all__ = ["BLOB", "Serving"]
 
-GOSSIP = "/p2pfed/gossip/1"
+GOSSIP = "gossip"  # of whatever version
 BLOB = "/p2pfed/blob/1"
 # Streams of a kind on one link. Gossip: urgent and bulk. Files: a fetch that was given up is
 # noticed with the next write. Circuits: see RelayLimits.
@@ -61,6 +62,7 @@ class Serving:
         reach: Knows which relays may bring us circuits.
         relay: Serves hops; None where this node is no relay.
         bulk_stall: Seconds that a step of a file may take; None: ``stall_seconds``.
+        versions: Of the gossip, that we speak.
 
     Attributes:
         protocols: What members may open here.
@@ -77,6 +79,7 @@ class Serving:
         reach: Reach,
         relay: RelayService | None,
         bulk_stall: float | None = None,
+        versions: Sequence[int] = VERSIONS,
     ) -> None:
         self._host = host
         self._gate = gatekeeper
@@ -86,7 +89,12 @@ class Serving:
         self._reach = reach
         self._relay = relay
         self._blobs = BlobServer(stall=bulk_stall or limits.stall_seconds)
-        self.protocols = [kind for kind in _MOST if kind != HOP or relay is not None]
+        self.protocols = [gossip_protocol(version) for version in versions]
+        self.protocols += [k for k in _MOST if k != GOSSIP and (k != HOP or relay is not None)]
+
+    def allow_stall(self, seconds: float) -> None:
+        """Have a step of a file take so long at most, from the next file on."""
+        self._blobs.stall = seconds
 
     async def accept_streams(self, session: Session, link: Link) -> None:
         """Serve whatever the member opens, until the link ends."""
@@ -101,24 +109,33 @@ class Serving:
         seconds = self._limits.open_seconds
         try:
             with deadline(seconds, "agreeing on a protocol"):
-                kind = await multistream.accept(stream, self.protocols, stall=seconds)
+                protocol = await multistream.accept(
+                    stream,
+                    self.protocols,
+                    stall=seconds,
+                    refused=functools.partial(_remember_version, link),
+                )
+            version = version_of(protocol)
+            kind = protocol if version is None else GOSSIP
             if not self._gate.is_member(link.peer):
                 link.abort()
             elif kinds[kind] < _MOST[kind]:
                 kinds[kind] += 1
                 try:
-                    await self._serve_kind(kind, session, link, stream)
+                    if version is not None:
+                        link.heard = version
+                        await self._read_frames(session, link, stream, version)
+                    else:
+                        await self._serve_kind(kind, link, stream)
                     await stream.finish(seconds)
                 finally:
                     kinds[kind] -= 1
         finally:
             stream.discard()
 
-    async def _serve_kind(self, kind: str, session: Session, link: Link, stream: Stream) -> None:
+    async def _serve_kind(self, kind: str, link: Link, stream: Stream) -> None:
         limits = self._limits
-        if kind == GOSSIP:
-            await self._read_frames(session, link, stream)
-        elif kind == ROSTER:
+        if kind == ROSTER:
             signed = await read_frame(
                 stream, max_bytes=limits.max_roster, stall=limits.open_seconds
             )
@@ -150,7 +167,9 @@ class Serving:
         await accept_stop(stream, admits=self._gate.is_member, seconds=self._limits.open_seconds)
         await self._host.receive_through(stream, link.peer, self._carry)
 
-    async def _read_frames(self, session: Session, link: Link, stream: Stream) -> None:
+    async def _read_frames(
+        self, session: Session, link: Link, stream: Stream, version: int
+    ) -> None:
         """Hand the peer's frames to the node, as fast as it takes them; end with the link."""
         limits = self._limits
         try:
@@ -160,10 +179,17 @@ class Serving:
                 )
                 while not session.announced.is_set():
                     await session.announced.wait()
-                await self._tell.send(FrameReceived(session.peer, frame))
+                await self._tell.send(FrameReceived(session.peer, frame, version))
                 now = trio.current_time()
                 session.reading.spend(1, now)  # who sends faster is read more slowly
                 await trio.sleep(session.reading.delay(now))
         except PeerUnreachable:
             link.abort()  # a peer that speaks to us no more is not connected
             raise
+
+
+def _remember_version(link: Link, protocol: str) -> None:
+    """What the peer proposes and we refuse tells which versions it speaks."""
+    version = version_of(protocol)
+    if version is not None and len(link.proposed) < multistream.MAX_PROPOSALS:
+        link.proposed.add(version)

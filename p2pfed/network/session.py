@@ -10,7 +10,8 @@ the node heard of it is never told; the queues are bounded by bytes and by count
 keep their order; a frame leaves its queue only when it has been written whole, so a change of links
 may repeat one frame of each.
 
-Not here: reading, writing and dialling (``peers``), connections (``link``).
+Not here: reading (``serving``), writing (``speaking``), dialling (``dialling``), connections
+(``link``).
 """
 
 from __future__ import annotations
@@ -22,7 +23,13 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from p2pfed.network.events import NetworkEvent, PeerConnected, PeerDisconnected, PeerStats
+from p2pfed.network.events import (
+    NetworkEvent,
+    PeerConnected,
+    PeerDisconnected,
+    PeerStats,
+    VersionsDiffer,
+)
 from p2pfed.network.pace import Pace
 
 if TYPE_CHECKING:
@@ -56,6 +63,7 @@ class Session:
         gone: Set when ``link`` became None.
         redial: Set when dialling should not wait any longer.
         reading: How fast the peer's frames are taken, whatever stream they come on.
+        is_unlike: The last connection showed that the peer speaks no version of ours.
     """
 
     def __init__(self, peer: str, us: str, limits: Limits) -> None:
@@ -65,6 +73,8 @@ class Session:
         self.announced = trio.Event()
         self.gone = trio.Event()
         self.redial = trio.Event()
+        self.is_unlike = False
+        self._unlike_links = 0
         self.reading = Pace(limits.frames_per_second, credit=1.0)
         self.addresses: tuple[str, ...] = ()
         self.dialling: trio.CancelScope | None = None
@@ -116,10 +126,14 @@ class Session:
         if self._is_doubled(link):
             return False
         before, self.link = self.link, link
+        self.is_unlike, self._unlike_links = False, 0
         self._wake_writers()
+        if before is not None and before.version != link.version:
+            self._part()  # what waits was written for a peer of another version
+            before = None
         if before is None:
             self._since = trio.current_time()
-            self._news.append((PeerConnected(self.peer), self.announced))
+            self._news.append((PeerConnected(self.peer, link.version), self.announced))
         return True
 
     def release(self, link: Link) -> None:
@@ -129,18 +143,36 @@ class Session:
         self._received += link.received
         self._breaches += link.broke_protocol
         if self.link is not link:
+            self._consider_versions(link)
             return
         self.link = None
         self._wake_writers()
+        self._part()
+        self.gone.set()
+
+    def _consider_versions(self, link: Link) -> None:
+        """Whether a link ended because there was no version to talk in.
+
+        A peer of the first release hangs up as soon as its only proposal is refused, often before
+        it has refused ours; that may be chance once.
+        """
+        if link.version or link.heard or not (link.nothing_common or link.proposed):
+            return
+        self._unlike_links += 1
+        if self.link is None and (link.nothing_common or self._unlike_links > 1):
+            self.is_unlike = True
+            self._news.append((VersionsDiffer(self.peer, tuple(sorted(link.proposed))), None))
+
+    def _part(self) -> None:
+        """Forget what waits; the node hears of it unless it has not heard of the connection."""
         for queue in self._queues.values():
             queue.frames.clear()
             queue.size = 0
         if self._news and isinstance(self._news[-1][0], PeerConnected):
-            self._news.pop()  # the node has not heard of it and need not
+            self._news.pop()
         else:
             self._news.append((PeerDisconnected(self.peer), None))
             self.announced = trio.Event()
-        self.gone.set()
 
     def _wake_writers(self) -> None:
         """The former link's writers stop."""

@@ -9,37 +9,47 @@ loudly.
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import logging
+import os
 import random
 import signal
-import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import trio
 
+from p2pfed import __version__
+from p2pfed.admin.prometheus import serve_metrics
 from p2pfed.admin.server import serve_admin
 from p2pfed.config import Settings
-from p2pfed.errors import ConfigError, FactRejected, P2PFedError
+from p2pfed.errors import ConfigError, FactRejected, P2PFedError, StoreFailed
 from p2pfed.gossip.core import Core
 from p2pfed.gossip.events import LeaveNetwork, TrainerChanged
 from p2pfed.identity.book import RosterBook
-from p2pfed.identity.bootstrap import BootstrapList
 from p2pfed.identity.keys import NodeKey
 from p2pfed.identity.signing import DELTA, sign
 from p2pfed.network import open_network
 from p2pfed.node.directory import DataDirectory
 from p2pfed.node.eventlog import EventLog
 from p2pfed.node.gate import RosterGate
+from p2pfed.node.joined import Joined
+from p2pfed.node.logs import begin_logging
+from p2pfed.node.notify import Manager
 from p2pfed.node.operator import Operator
+from p2pfed.node.reload import read_bootstrap
 from p2pfed.node.shell import Shell
+from p2pfed.node.spawned import Spawned
 from p2pfed.node.store import Store
-from p2pfed.node.trainer import Trainer, exchange_folder
+from p2pfed.node.trainer import Source, Trainer, exchange_folder
 
 __all__ = ["run_node"]
 
 logger = logging.getLogger(__name__)
 
+LOOP = "loop"  # the value of train.task with which no trainer is started
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 GOODBYE = 0.5  # seconds for the goodbyes to leave
 
 
@@ -53,36 +63,55 @@ def run_node(settings: Settings) -> int:
     Raises:
         P2PFedError: It cannot start: key, directory, socket or address.
     """
-    logging.basicConfig(
-        level=settings.log.level.upper(),
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-    )
+    begin_logging(settings)
     directory = DataDirectory(settings.node.data_dir)
-    with directory.locked():
-        key = NodeKey.load(settings.key_file)
-        try:
-            trio.run(_main, settings, directory, key)
-        except BaseExceptionGroup as group:
-            deliberate, bugs = group.split(P2PFedError)
-            if bugs is not None or deliberate is None:
-                raise
-            raise _first(deliberate) from group
+    try:
+        with directory.locked():
+            trio.run(_main, settings, directory, NodeKey.load(settings.key_file))
+    except (BaseExceptionGroup, OSError) as error:
+        group = error if isinstance(error, BaseExceptionGroup) else ExceptionGroup("", [error])
+        told = told_error(group, settings.node.data_dir)
+        if told is None:
+            raise
+        raise told from error
     return 0
 
 
-def _first(group: BaseExceptionGroup[P2PFedError]) -> P2PFedError:
-    inner = group.exceptions[0]
-    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+def told_error(group: BaseExceptionGroup[BaseException], folder: Path) -> P2PFedError | None:
+    """What a person is told of what ended the daemon; None if there is a bug in it."""
+    told, bugs = group.split(lambda error: isinstance(error, P2PFedError) or _is_of_the_disk(error))
+    if told is None or bugs is not None:
+        return None
+    first: BaseException = told
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    if isinstance(first, P2PFedError):
+        return first
+    return StoreFailed(
+        f"cannot write in {folder}",
+        str(getattr(first, "strerror", "")) or str(first),
+        "make room or mend the disk, then start again: the node goes on from its store",
+    )
+
+
+def _is_of_the_disk(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in _DISK
 
 
 async def _main(settings: Settings, directory: DataDirectory, key: NodeKey) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        store = Store(directory.store)
-        try:
-            await _serve(settings, directory, key, store, signals)
-        finally:
-            store.close()
+    # What the receiver has not given when it closes it delivers anew: to stop twice is to stop.
+    stops = (signal.SIGINT, signal.SIGTERM)
+    before = [(number, signal.signal(number, signal.SIG_IGN)) for number in stops]
+    try:
+        with trio.open_signal_receiver(*stops, signal.SIGHUP) as signals:
+            store = Store(directory.store)
+            try:
+                await _serve(settings, directory, key, store, signals)
+            finally:
+                store.close()
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 async def _serve(
@@ -104,7 +133,12 @@ async def _serve(
         recall=store.header,
     )
     core.sharing = bool(store.recall("sharing", default=True))
-    with exchange_folder(directory.root) as exchange:
+    manager = Manager.taken_from(os.environ)
+    account = settings.trainer_account
+    group = None if account is None else account[1]
+    with exchange_folder(
+        directory.root, group=group, spare=settings.loop_socket.parent if account else None
+    ) as exchange:
         async with (
             open_network(
                 seed=key.seed,
@@ -118,7 +152,7 @@ async def _serve(
             ) as network,
             trio.open_nursery() as nursery,
         ):
-            core.addresses = tuple(network.addresses())
+            core.introduction.addresses = tuple(network.addresses())
             shell = Shell(
                 core,
                 directory=directory,
@@ -133,33 +167,94 @@ async def _serve(
             gate.shell = shell
             if not shell.present:
                 shell.feed(LeaveNetwork())
-            operator = Operator(settings, shell, directory, _read_bootstrap(settings))
+            operator = Operator(settings, shell, directory, read_bootstrap(settings))
+            source = _source_of_trainers(settings, exchange) if settings.train.enabled else None
+            if source is not None:
+                shell.trainer = _trainer(source, settings, exchange, operator, shell)
             mode = int(settings.admin.mode, 8)
             await nursery.start(
-                lambda task_status: serve_admin(
-                    operator, socket=settings.admin_socket, mode=mode, task_status=task_status
+                partial(
+                    serve_admin,
+                    operator,
+                    socket=settings.admin_socket,
+                    mode=mode,
+                    group=settings.admin.group,
                 )
             )
-            if settings.train.enabled:
-                shell.feed(TrainerChanged(up=False))  # until it says that it is ready
-                shell.trainer = Trainer(
-                    settings.file,
-                    exchange,
-                    on_ready=operator.trainer_ready,
-                    on_gone=lambda lost: shell.feed(TrainerChanged(up=False, lost=lost)),
-                )
+            if settings.metrics.listen:
+                listen = settings.metrics.listen
+                await nursery.start(partial(serve_metrics, operator, listen=listen))
+            if isinstance(source, Joined):
+                await nursery.start(source.listen)
+            if shell.trainer is not None:
                 nursery.start_soon(shell.trainer.run)
             nursery.start_soon(shell.hear_for_ever)
             operator.resume()
             nursery.start_soon(shell.tick_for_ever)
-            log.add("node.ready", {"peer": key.peer_id, "addresses": list(core.addresses)})
+            addresses = list(core.introduction.addresses)
+            log.add("node.ready", {"peer": key.peer_id, "addresses": addresses})
+            manager.tell(READY="1")
+            nursery.start_soon(manager.keep_told, lambda: _in_a_line(core))
             async for number in signals:
+                if number == signal.SIGHUP:
+                    nursery.start_soon(_reload, operator)  # a SIGTERM is heard meanwhile
+                    continue
                 log.add("node.stopping", {"signal": signal.Signals(number).name})
                 break
+            manager.tell(STOPPING="1")
             shell.feed(LeaveNetwork())
             log.flush()
             await trio.sleep(GOODBYE)
             nursery.cancel_scope.cancel()
+
+
+async def _reload(operator: Operator) -> None:
+    """Read the configuration again; one that is wrong is told in log and status."""
+    try:
+        await operator.reload()
+    except P2PFedError as error:
+        logger.error("the configuration was not read again: %s", error)  # noqa: TRY400 - in words
+    except Exception:  # a bug costs the reload, never the daemon
+        logger.exception("the configuration was not read again")
+
+
+def _source_of_trainers(settings: Settings, exchange: Path) -> Joined | Spawned:
+    """A child of ours; or what joins: a training loop, or the trainer of another user."""
+    loop = settings.train.task == LOOP
+    if not loop and not settings.train.user:
+        return Spawned(settings.file, exchange)
+    welcome = {
+        "exchange": str(exchange),
+        "data_dir": str(settings.node.data_dir),
+        "node": settings.node.name,
+        "version": __version__,
+    }
+    account = settings.trainer_account
+    return Joined(settings.loop_socket, welcome, account=account, service=not loop)
+
+
+def _in_a_line(core: Core) -> str:
+    """What this node does, for the service manager: `3 peers, round 42`."""
+    number = len(core.membership.present())
+    peers = f"{number} peer{'s' * (number != 1)}"
+    return peers if core.progress is None else f"{peers}, round {core.progress.round}"
+
+
+def _trainer(
+    source: Source, settings: Settings, exchange: Path, operator: Operator, shell: Shell
+) -> Trainer:
+    """The node's trainer; paused if the operator left it so."""
+    paused = bool(shell.store.recall("paused", default=False))
+    nobody = paused or not source.comes_by_itself
+    shell.feed(TrainerChanged(up=False, lost=nobody))  # until one says that it is ready
+    return Trainer(
+        source,
+        exchange,
+        on_ready=operator.trainer_ready,
+        on_gone=lambda lost: shell.feed(TrainerChanged(up=False, lost=lost)),
+        longest_answer=settings.train.longest_round,
+        paused=paused,
+    )
 
 
 def _believed_rosters(settings: Settings, directory: DataDirectory) -> RosterBook:
@@ -174,14 +269,3 @@ def _believed_rosters(settings: Settings, directory: DataDirectory) -> RosterBoo
                 "move the file away; the peers will send the right one",
             ) from error
     return book
-
-
-def _read_bootstrap(settings: Settings) -> list[BootstrapList]:
-    return [BootstrapList.parse(_text(path), str(path)) for path in settings.network.bootstrap]
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the bootstrap list {path}", str(error)) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from pathlib import Path
 
 import trio
@@ -13,9 +14,19 @@ from p2pfed.gossip.guard import BLOBS, Bucket
 from p2pfed.node.directory import DataDirectory
 from p2pfed.node.shell import Shell
 
-__all__ = ["RosterGate"]
+__all__ = ["RosterGate", "blocked_lines"]
 
 logger = logging.getLogger(__name__)
+
+
+def blocked_lines(shell: Shell) -> list[str]:
+    """A reminder for each member that the operator has blocked, with what undoes it."""
+    roster = shell.core.book.current
+    members = [] if roster is None else [m for m in roster.members if m.peer_id in shell.blocked]
+    return [
+        f"{member.name} is blocked here; to undo: p2pfed unblock {shlex.quote(member.name)}"
+        for member in members
+    ]
 
 
 class RosterGate:

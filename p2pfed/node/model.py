@@ -9,14 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from p2pfed.errors import FactRejected
 from p2pfed.gossip.events import Fold, Folded, FoldFellShort
-from p2pfed.gossip.fold import ModelState, model_hash, view_of
+from p2pfed.gossip.fold import ModelState, model_hash
 from p2pfed.gossip.replay import Replay
 from p2pfed.identity.run import Run
 from p2pfed.node.checkpoints import DiskCheckpoints, read_genesis
+from p2pfed.node.handover import Handover, Mean
+from p2pfed.node.snapshot import Snapshot, Tally
 from p2pfed.node.store import Store
 from p2pfed.wire.payload import Payload, decode_payload
 
@@ -43,7 +44,9 @@ class Model:
         self.checkpoints = checkpoints
         self._run = run
         self._store = store
-        self._view = view
+        self._tally = Tally()
+        self._state: ModelState | None = None
+        self._view = None if view is None else Handover(view)
         corrects = view is not None and run.averaging.drift_correction
         self._mean = np.zeros(run.num_parameters, np.float32) if corrects else None
         read_genesis(genesis, run)  # refuse a wrong one now rather than in the middle of a run
@@ -62,26 +65,39 @@ class Model:
 
         Raises:
             FactRejected: The genesis file was damaged since the start.
-            ConfigError: A stored delta was.
+            ConfigError: A stored delta was, or there is no room for the view.
         """
-        state = self._state(wanted)
+        self._state = None  # a fold that fails half-way leaves none behind
+        state = self._replayed(wanted)
         if state is None:
             return FoldFellShort()
+        self._tally.take(wanted)
+        self._state = state
         if self._view is not None:
-            self._write(self._view, state)
+            self._view.write(state.model, grid_bits=self._run.grid_bits, mean=self._newest_mean())
         return Folded(wanted.round, self._replay.chain, model_hash(state))
 
-    def _write(self, view: Path, state: ModelState) -> None:
-        """Write what the trainer starts from: the model, and with drift correction the mean."""
-        tensors, named = {"model": view_of(state, self._run.grid_bits)}, None
-        if self._mean is not None and self._replay.mean_round is not None:
-            tensors["mean"] = self._mean
-            named = {"mean_round": str(self._replay.mean_round)}
-        aside = view.with_suffix(".tmp")
-        save_file(tensors, aside, metadata=named)
-        aside.replace(view)
+    def newest(self) -> Snapshot | None:
+        """The model of the last fold, else of the newest checkpoint; None where there is neither.
 
-    def _state(self, wanted: Fold) -> ModelState | None:
+        Blocks, for a worker thread; no fold may run meanwhile.
+        """
+        if self._state is not None:
+            return self._tally.snapshot(self._state, self._replay.chain)
+        for round_, chain in sorted(self.checkpoints.chains().items(), reverse=True):
+            try:
+                return Snapshot(self.checkpoints.load(round_), chain, None, 0)
+            except FactRejected:
+                continue  # damaged; it is gone now
+        return None
+
+    def _newest_mean(self) -> Mean | None:
+        """With drift correction, the mean of the last round that was folded."""
+        if self._mean is None or self._replay.mean_round is None:
+            return None
+        return Mean(self._replay.mean_round, self._mean)
+
+    def _replayed(self, wanted: Fold) -> ModelState | None:
         while True:
             held = self.checkpoints.chains()
             try:

@@ -16,9 +16,11 @@ Everything here blocks and is called in a worker thread, one call at a time; whe
 
 from __future__ import annotations
 
+import math
 import random
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -26,11 +28,10 @@ from typing import Any, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 from p2pfed.errors import ConfigError, P2PFedError
 from p2pfed.gossip.events import Folded
-from p2pfed.gossip.fold import ModelState, genesis_state, model_hash, view_of
+from p2pfed.gossip.fold import ModelState, genesis_state, model_hash
 from p2pfed.gossip.meeting_events import (
     CloseMeeting,
     Learn,
@@ -50,6 +51,7 @@ from p2pfed.gossip.meeting_events import (
 )
 from p2pfed.gossip.pairwise import (
     add_change,
+    apart,
     from_grid,
     make_step,
     move,
@@ -59,6 +61,8 @@ from p2pfed.gossip.pairwise import (
 )
 from p2pfed.identity.run import Run
 from p2pfed.node.checkpoints import DiskCheckpoints, read_genesis
+from p2pfed.node.handover import Handover
+from p2pfed.node.snapshot import Snapshot
 from p2pfed.wire.payload import decode_payload
 
 __all__ = ["PairModel"]
@@ -111,10 +115,11 @@ class PairModel:
         self.checkpoints = checkpoints
         self._run = run
         self._values = run.encoding.values
-        self._view = view
+        self._view = None if view is None else Handover(view)
         self._chance = (rng or random.Random()).randbytes  # noqa: S311 - rounding, no secret
         self._genesis = from_grid(genesis_state(read_genesis(genesis, run), run).model)
         self._lock = threading.Lock()
+        self.consensus_distance: float | None = None  # as the last meeting here tells
         try:
             file.touch(mode=0o600)
             file.chmod(0o600)
@@ -143,6 +148,12 @@ class PairModel:
         with self._lock:
             return self._model.copy()
 
+    def newest(self) -> Snapshot:
+        """The model now, a copy; it holds no deltas of others, only what was met."""
+        with self._lock:
+            state = self._state(self._one("SELECT round FROM base"))
+        return Snapshot(state, self._run.run_id, Counter(), 0)
+
     def held(self) -> Survived:
         """What survived the last stop."""
         with self._lock:
@@ -157,6 +168,7 @@ class PairModel:
 
         Raises:
             sqlite3.Error: The disk failed; the model on it is the one before.
+            ConfigError: There is no room for the view.
         """
         with self._lock:
             try:
@@ -202,6 +214,7 @@ class PairModel:
             db.execute("INSERT INTO made VALUES (?, ?, ?, ?, ?)", _row_of(meeting))
             self._write(db, -moves[0], step, meeting.ticket)
         move(self._model, step, -moves[0], values)
+        self._tell_distance(step, moves)
         return StepMade(meeting.ticket, step)
 
     def _kept_step(self, ticket: bytes) -> StepMade | None:
@@ -210,14 +223,19 @@ class PairModel:
 
     def _take_step(self, effect: TakeStep) -> StepTaken:
         meeting = effect.meeting
-        times = shares(meeting.initiator, meeting.answerer)[1]
+        moves = shares(meeting.initiator, meeting.answerer)
         with self._transaction() as db:
             ended = db.execute("DELETE FROM given WHERE ticket = ?", (meeting.ticket,)).rowcount
             if ended:
-                self._write(db, times, effect.step, None)
+                self._write(db, moves[1], effect.step, None)
         if ended:
-            move(self._model, effect.step, times, self._values)
+            move(self._model, effect.step, moves[1], self._values)
+            self._tell_distance(effect.step, moves)
         return StepTaken(meeting.ticket)
+
+    def _tell_distance(self, step: bytes, moves: tuple[int, int]) -> None:
+        far = apart(step, self._model.size, moves, self._values, self._run.grid_bits)
+        self.consensus_distance = far / math.sqrt(2)
 
     def _close_meeting(self, ticket: bytes) -> None:
         with self._transaction() as db:
@@ -249,9 +267,7 @@ class PairModel:
             self.checkpoints.save(state, self._run.run_id)
             self.checkpoints.prune(frozenset(sorted(self.checkpoints.chains())[-2:]))
         if self._view is not None:
-            aside = self._view.with_suffix(".tmp")
-            save_file({"model": view_of(state, self._run.grid_bits)}, aside)
-            aside.replace(self._view)
+            self._view.write(state.model, grid_bits=self._run.grid_bits)
         return Folded(round_, self._run.run_id, model_hash(state))
 
     def _state(self, round_: int) -> ModelState:

@@ -20,7 +20,7 @@ from typing import Any, assert_never
 
 import trio
 
-from p2pfed.errors import FactRejected, PeerError, TrainerError
+from p2pfed.errors import FactRejected, PeerError, StoreFailed, TrainerError
 from p2pfed.gossip.core import Core
 from p2pfed.gossip.events import (
     CheckpointFetched,
@@ -36,7 +36,6 @@ from p2pfed.gossip.events import (
     Keep,
     Note,
     Received,
-    Released,
     Send,
     SendStored,
     SendWitness,
@@ -47,6 +46,7 @@ from p2pfed.gossip.events import (
     Tick,
     Train,
     TrainingEnded,
+    Unlike,
 )
 from p2pfed.gossip.meeting_events import PairEffect
 from p2pfed.gossip.witness import witness_of
@@ -58,17 +58,20 @@ from p2pfed.network import (
     PeerConnected,
     PeerDisconnected,
     PeerNetwork,
+    VersionsDiffer,
 )
 from p2pfed.network.blob import drop_partials
 from p2pfed.node.directory import DataDirectory
 from p2pfed.node.eventlog import EventLog
 from p2pfed.node.model import Model
+from p2pfed.node.outcome import outcome_of, public_spending
 from p2pfed.node.pairing import PairModel
+from p2pfed.node.roundclock import RoundClock
 from p2pfed.node.store import Store
 from p2pfed.node.trainer import Trainer
 from p2pfed.wire.codec import MAX_FRAME
+from p2pfed.wire.measure import Measure
 from p2pfed.wire.messages import Facts, encode_message
-from p2pfed.wire.payload import decode_payload
 
 __all__ = ["Shell"]
 
@@ -115,10 +118,11 @@ class Shell:
         self.present = True  # False after `leave`
         self.blocked: frozenset[str] = frozenset(store.recall("blocked", []))
         self.bootstrap: dict[str, tuple[str, ...]] = {}  # whatever others say
+        self.clock = RoundClock()
         self.awaited = ""  # what an accepted run still waits for, for people
         self._directory = directory
         self._nursery = nursery
-        self._fold_turn = trio.Lock()  # a run accepted again must not meet its own last fold
+        self.fold_turn = trio.Lock()  # a run accepted again must not meet its own last fold
         self.wall = wall
 
     def begin(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
@@ -160,21 +164,23 @@ class Shell:
         async for event in self.network.events:
             match event:
                 case PeerConnected():
-                    self.feed(Connected(event.peer))
+                    self.feed(Connected(event.peer, event.version))
+                case VersionsDiffer():
+                    self.feed(Unlike(event.peer, event.theirs))
                 case PeerDisconnected():
                     self.feed(Disconnected(event.peer))
                 case FrameReceived():
                     self._hear_frame(event)
                 case AddressesChanged():
-                    self.core.addresses = event.addresses  # the next beat tells
+                    self.core.introduction.addresses = event.addresses  # the next beat tells
                     self.log.add("node.addresses", {"addresses": list(event.addresses)})
                 case _:
                     assert_never(event)
 
     def _hear_frame(self, event: FrameReceived) -> None:
         try:
-            self.feed(Received(event.peer, event.frame))
-        except sqlite3.Error:
+            self.feed(Received(event.peer, event.frame, event.version))
+        except (sqlite3.Error, StoreFailed):
             raise  # what is believed must be stored: better stop than go on with a hole
         except Exception:
             logger.exception("bug while handling a frame of %s; hanging up", event.peer)
@@ -217,6 +223,7 @@ class Shell:
                 self._nursery.start_soon(self._fetch_checkpoint, effect)
             case Note():
                 self.log.add(effect.type, effect.data)
+                self.clock.note(effect.type, effect.data, trio.current_time())
             case _:
                 self._nursery.start_soon(self._work_on_model, effect)
 
@@ -237,7 +244,7 @@ class Shell:
         model = self.model
         if not isinstance(model, Model):
             return  # another run was accepted meanwhile
-        async with self._fold_turn:
+        async with self.fold_turn:
             folded = await trio.to_thread.run_sync(model.fold, effect)
             offers = await trio.to_thread.run_sync(model.checkpoints.offers)
         if model is not self.model:
@@ -246,7 +253,7 @@ class Shell:
         self.feed(CheckpointsChanged(offers))
         self.feed(folded)
         if isinstance(folded, Folded):
-            await self._evaluate(folded.round)
+            await self.evaluate(folded.round)
 
     async def _work_on_model(self, effect: PairEffect) -> None:
         model = self.model
@@ -258,15 +265,16 @@ class Shell:
         self.feed(event)
         if isinstance(event, Folded):
             self.feed(CheckpointsChanged(await trio.to_thread.run_sync(model.checkpoints.offers)))
-            await self._evaluate(event.round)
+            await self.evaluate(event.round)
 
-    async def _evaluate(self, round_: int) -> None:
+    async def evaluate(self, round_: int) -> None:
         """Let the trainer evaluate a model that it does not train on; the result stays with it."""
         idle = self.core.progress is None or self.core.progress.training is None
         if self.trainer is None or not idle:
             return
         try:
-            await self.trainer.ask({"op": "evaluate", "view": _VIEW, "round": round_})
+            request = {"op": "evaluate", "view": _VIEW, "round": round_, "run": self.run_text}
+            self._take_measure(await self.trainer.ask(request))
         except TrainerError:
             logger.info("round %d is not evaluated locally", round_)
 
@@ -293,40 +301,28 @@ class Shell:
             event = self._outcome(effect.round, answer)
         except (TrainerError, KeyError, TypeError, ValueError, PeerError, OSError) as error:
             event = TrainingEnded(effect.round, "failed", str(error).splitlines()[0])
+        if run is not self.run:
+            return
+        self.clock.trained(effect.round, trio.current_time())
         self.feed(event)
+
+    def _take_measure(self, answer: dict[str, Any]) -> None:
+        """What the trainer lets all members know of its newest evaluation; the next beat tells."""
+        if "measure" in answer:
+            self.core.introduction.measure = Measure.from_json(answer["measure"])
 
     def _outcome(self, round_: int, answer: dict[str, Any]) -> Event:
         assert self.run is not None
         assert self.trainer is not None
-        if "spent_nano_rho" in answer:
-            known = ("mechanism", "spent_nano_rho", "spent_epsilon", "releases", "releases_left")
-            self.spent = {key: answer[key] for key in known if key in answer}
-            self.store.remember("spent", self.spent)
-        if answer["event"] != "released":
-            reason = answer.get("reason") or answer.get("what") or "no reason given"
-            return TrainingEnded(round_, str(answer["event"]), str(reason))
-        head = bytes.fromhex(answer["ledger_head"])
-        meant = (round_, self.run.run_id.hex(), self.run.mechanism, 32)
-        if (answer["round"], answer["run_id"], answer["mechanism"], len(head)) != meant:
-            raise ValueError("the trainer released something that it was not asked for")
-        path = self.trainer.exchange / Path(answer["payload"]).name
-        payload = path.read_bytes()
-        path.unlink()
-        decoded = decode_payload(
-            payload,
-            num_parameters=self.run.num_parameters,
-            max_released=self.run.max_released,
-            width=self.run.encoding.values,
-        )
-        return Released(
-            round=round_,
-            payload=payload,
-            num_released=decoded.values.size,
-            mechanism=str(answer["mechanism"]),
-            spent_nano_rho=_whole(answer, "spent_nano_rho"),
-            releases=_whole(answer, "releases"),
-            ledger_head=head,
-        )
+        self._take_measure(answer)
+        spent = public_spending(answer)
+        if spent:
+            if spent.get("releases") != self.spent.get("releases"):
+                told = {k: spent.get(k) for k in ("spent_epsilon", "releases")}
+                self.log.add("privacy.spent", {"round": round_, **told})
+            self.spent = spent
+            self.store.remember("spent", spent)
+        return outcome_of(answer, self.run, round_, self.trainer.exchange)
 
     async def _fetch_checkpoint(self, effect: FetchCheckpoint) -> None:
         model = self.model
@@ -380,13 +376,6 @@ class Shell:
 def _read_adopted(value: list[Any]) -> tuple[int, bytes, int]:
     round_, chain, under = value
     return round_, bytes.fromhex(chain), under
-
-
-def _whole(answer: dict[str, Any], key: str) -> int:
-    value = answer[key]
-    if type(value) is not int or not 0 <= value < 1 << 63:
-        raise ValueError(f"the trainer's {key} is not a whole number")
-    return value
 
 
 def _in_frames(facts: Iterable[bytes]) -> Iterator[tuple[bytes, ...]]:

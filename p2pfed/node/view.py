@@ -1,21 +1,23 @@
 """What the admin socket shows: snapshots of the core, the network's counters and what was released.
 
 Nothing private passes here, because this process has nothing private. Every value can be written as
-JSON.
+JSON; the model is a file.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 from dataclasses import asdict
-from typing import Any
+from functools import partial
+from typing import Any, BinaryIO
 
 import trio
 
 from p2pfed import __version__
+from p2pfed.admin.prometheus import Family
 from p2pfed.config import Settings
 from p2pfed.errors import NotFound
-from p2pfed.gossip.local_rounds import LocalRounds
 from p2pfed.gossip.membership import Peer, State
 from p2pfed.gossip.progress import Phase
 from p2pfed.identity.bootstrap import BootstrapList
@@ -23,7 +25,15 @@ from p2pfed.identity.roster import Roster
 from p2pfed.identity.run import Run
 from p2pfed.network import PeerStats
 from p2pfed.node.archive import Archive
+from p2pfed.node.contribution import why_not
+from p2pfed.node.gate import blocked_lines
+from p2pfed.node.history import History
+from p2pfed.node.likeness import measure_of, meetings_of, speech_of, unlike_lines
+from p2pfed.node.metrics import families, observe
+from p2pfed.node.provenance import provenance
+from p2pfed.node.reachability import reachability
 from p2pfed.node.shell import Shell
+from p2pfed.node.snapshot import write_snapshot
 
 __all__ = ["View"]
 
@@ -43,12 +53,13 @@ class View:
         self._core = shell.core
         self._bootstrap = bootstrap
         self._started = trio.current_time()
+        self._history = History(shell)
 
     def status(self) -> dict[str, Any]:
         """What `p2pfed status` shows."""
         core, shell = self._core, self._shell
         roster = core.book.current
-        why_not = core.why_not_contributing() or self._trainer_trouble()
+        reason = why_not(shell)
         totals = shell.network.totals()
         states = [p.state for p in core.membership.peers.values()]
         return {
@@ -57,7 +68,7 @@ class View:
             "version": __version__,
             "pid": os.getpid(),
             "uptime_s": round(trio.current_time() - self._started, 1),
-            "addresses": list(core.addresses),
+            "addresses": list(core.introduction.addresses),
             "network": {
                 "name": roster.network if roster is not None else "",
                 "id": (core.book.network_id or b"").hex(),
@@ -66,15 +77,22 @@ class View:
             "roster": self._roster_line(roster),
             "run": self._run_line(),
             "sharing": core.sharing,
-            "contributing": {"yes": not why_not, "reason": why_not},
+            "contributing": {"yes": not reason, "reason": reason},
             "privacy": self.privacy(),
+            "measure": self._own_measure(),
             "peers": {s.value: states.count(s) for s in State},
             "traffic": {"sent_bytes": totals.bytes_sent, "received_bytes": totals.bytes_received},
             "relay": {"circuits": totals.circuits, "relayed_bytes": totals.relayed_bytes},
             "trainer": self._trainer_line(),
+            "round_seconds": shell.clock.last or None,
             "patience": core.membership.health.factor,
             "health": self._health(),
         }
+
+    def _own_measure(self) -> dict[str, Any] | None:
+        """What this hospital lets all members know of its newest evaluation."""
+        measure = self._core.introduction.measure
+        return None if measure is None else measure.as_json()
 
     def _roster_line(self, roster: Roster | None) -> dict[str, Any] | None:
         if roster is None:
@@ -108,7 +126,7 @@ class View:
             "deltas": progress.facts.num_deltas,
             "own_deltas": progress.facts.num_of(self._core.own_id),
             "archive": self._archive_line(),
-            **self._meetings(),
+            **meetings_of(progress, self._shell.model),
         }
 
     def _archive(self, run: Run | None) -> Archive | None:
@@ -126,29 +144,15 @@ class View:
         archive = self._archive(self._shell.run)
         return None if archive is None else asdict(archive)
 
-    def _meetings(self) -> dict[str, Any]:
-        """In pairwise mode: the meetings that this node began, since its start."""
-        progress = self._core.progress
-        if not isinstance(progress, LocalRounds):
-            return {}
-        meetings = progress.meetings
-        return {"meetings": {"begun": meetings.met, "failed": meetings.failed}}
-
     def _trainer_line(self) -> dict[str, Any]:
         trainer = self._shell.trainer
         if trainer is None:
             return {"state": "none", "restarts": 0, "pid": None}
         return {"state": trainer.state, "restarts": trainer.restarts, "pid": trainer.pid}
 
-    def _trainer_trouble(self) -> str:
-        trainer = self._shell.trainer
-        if trainer is None or trainer.state == "ready":
-            return ""
-        return f"the trainer is {trainer.state}"
-
     def _health(self) -> list[str]:
         lines = []
-        roster, trainer = self._core.book.current, self._shell.trainer
+        roster = self._core.book.current
         if roster is None:
             lines.append("no roster is held; run: p2pfed join --roster FILE --bootstrap FILE")
         elif roster.is_expired(self._shell.wall()):
@@ -162,17 +166,27 @@ class View:
             lines.append(archive.warning)
         if not self._shell.present:
             lines.append("this node has left the network; run: p2pfed join")
-        lines += self._path_troubles()
-        if trainer is not None and trainer.problem:
-            lines.append(f"trainer: {trainer.problem}")
+        lines += [*blocked_lines(self._shell), *self._path_troubles()]
+        lines += self._trainer_advice()
         if self._core.progress is not None and self._core.progress.phase is Phase.WAITING:
             alive, whole = self._core.weight_alive()
             lines.append(f"waiting for peers: {alive} of {whole} patients' weight is present")
+        lines += unlike_lines(self._core.membership.peers.values())
         return [*lines, *self._differing_peers()]
+
+    def _trainer_advice(self) -> list[str]:
+        trainer = self._shell.trainer
+        if trainer is None:
+            return []
+        lines = [f"trainer: {trainer.problem}"] if trainer.problem else []
+        if trainer.paused:
+            lines.append("training is paused; go on with: p2pfed task resume")
+        return [*lines, trainer.hint] if trainer.hint else lines
 
     def _path_troubles(self) -> list[str]:
         lines, core = [], self._core
-        if self._shell.present and not core.addresses and core.book.current is not None:
+        known = core.introduction.addresses
+        if self._shell.present and not known and core.book.current is not None:
             lines.append(
                 "nobody can dial this node: it listens on no address and no relay holds a place"
             )
@@ -222,6 +236,8 @@ class View:
             "samples": member.samples if member is not None else 0,
             "addresses": list(peer.addresses),
             "blocked": peer.peer_id in self._shell.blocked,
+            "measure": measure_of(peer, self._shell.run),
+            **speech_of(peer),
         }
 
     def _path(self, stats: PeerStats) -> str | None:
@@ -241,7 +257,7 @@ class View:
         if len(found) != 1:
             raise NotFound(
                 f"{'no' if not found else 'more than one'} peer is called {peer!r:.80}",
-                "",
+                "a peer is meant by its name, its id, or the beginning of its id alone",
                 "run: p2pfed peers   (it lists all of them)",
             )
         return self._peer_line(found[0])
@@ -269,13 +285,59 @@ class View:
             "spent_epsilon": spent.get("spent_epsilon", 0.0),
             "releases": spent.get("releases", 0),
             "forecast_round": forecast,
+            "share_metrics": self._settings.privacy.share_metrics,
         }
+
+    def metrics(self) -> list[Family]:
+        """What a monitoring system may know, see `metrics`."""
+        data_dir = self._settings.node.data_dir
+        return families(observe(self.status(), self.peers(), self._shell, data_dir))
+
+    async def history(self, first: int, limit: int) -> dict[str, Any]:
+        """What became of every round, see `node.history`."""
+        return await self._history.since(first, limit)
+
+    async def model(self) -> BinaryIO:
+        """The common model of one round with its facts, see `snapshot`."""
+        shell = self._shell
+        async with shell.fold_turn:  # so that model and facts are of one round
+            run, held = shell.run, shell.model
+            if run is None or held is None:
+                raise NotFound(
+                    "this node takes part in no run",
+                    shell.awaited or "the common model is the model of a run",
+                    "accept one: p2pfed run accept FILE",
+                )
+            snapshot = await trio.to_thread.run_sync(held.newest)
+            if snapshot is None or not snapshot.chain:
+                raise NotFound(
+                    f"run {run.name!r} has no model here yet",
+                    "it is made when a round begins here"
+                    if snapshot is None
+                    else "a checkpoint that it rests on was lost, and is fetched anew",
+                    "wait for a round: p2pfed status",
+                )
+            return await trio.to_thread.run_sync(
+                partial(
+                    write_snapshot,
+                    snapshot,
+                    self._settings.node.data_dir,
+                    grid_bits=run.grid_bits,
+                    facts=provenance(
+                        run, snapshot, self._core, self._settings.node.name, shell.spent
+                    ),
+                )
+            )
 
     def roster(self) -> dict[str, Any]:
         """The roster in force."""
         roster = self._core.book.current
         if roster is None:
-            raise NotFound("no roster is held", "", "run: p2pfed join --roster FILE")
+            raise NotFound(
+                "no roster is held",
+                "this node has not joined a network",
+                "run: p2pfed join --roster FILE",
+            )
         signed = self._core.book.signed(roster.hash) or b""
         return {
             **(self._roster_line(roster) or {}),
@@ -297,6 +359,10 @@ class View:
             "signed": signed.decode("utf-8"),
         }
 
+    def reachability(self) -> dict[str, Any]:
+        """How others reach this node."""
+        return reachability(self._settings, self._shell)
+
     def bootstrap(self) -> list[dict[str, Any]]:
         """The peers that are asked first."""
         return [
@@ -305,9 +371,16 @@ class View:
             for p in listed.peers
         ]
 
-    def events(self, since: int, limit: int) -> tuple[list[dict[str, Any]], int]:
-        """Events after a sequence number, and how many before them are lost."""
-        return self._shell.log.since(since, limit)
+    def events(
+        self, since: int, limit: int, *, kind: str = "", after: dt.datetime | None = None
+    ) -> tuple[list[dict[str, Any]], int, int]:
+        """Events after a number, how many before them are lost, where to go on."""
+        found = self._shell.log.find(since, limit, kind=kind, after=after)
+        return found.events, found.lost, found.upto
+
+    def before_newest(self, count: int, kind: str) -> int:
+        """The number after which the newest events come."""
+        return self._shell.log.before_newest(count, kind)
 
     async def next_event(self, since: int) -> None:
         """Return once there is an event after a sequence number."""

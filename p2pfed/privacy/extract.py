@@ -188,8 +188,7 @@ def _state(path: Path) -> list[tuple[int, int, int]]:
         raise StateInUse(
             f"ledger {path} is open in a trainer (process {holder})",
             "it may change while it is read",
-            "without FILE the trainer is asked; for --export stop it, or copy the file and name"
-            " the copy",
+            "without FILE the trainer is asked; for --export end it before: p2pfed task pause",
         )
     found = [one.stat() for one in (path, _log(path)) if one.exists()]
     return [(status.st_ino, status.st_size, status.st_mtime_ns) for status in found]

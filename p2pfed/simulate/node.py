@@ -26,6 +26,7 @@ from p2pfed.gossip.fold import ModelState
 from p2pfed.gossip.replay import MemoryCheckpoints, Replay
 from p2pfed.identity.keys import peer_id_of
 from p2pfed.wire.delta import Delta
+from p2pfed.wire.versions import NEWEST
 
 __all__ = ["Clock", "Disk", "Ledger", "SimulatedNode"]
 
@@ -171,6 +172,7 @@ class SimulatedNode:
         self.seed = seed
         self.peer_id = peer_id_of(public_key)
         self.name = name or self.peer_id
+        self.version = NEWEST  # of the wire, the highest that it speaks
         self.index = 0  # in the order in which nodes came into the world
         self.disk = Disk(list(rosters))
         self.clock = Clock()

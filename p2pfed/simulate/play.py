@@ -27,7 +27,7 @@ from p2pfed.simulate.measures import Measures
 from p2pfed.simulate.node import SimulatedNode
 from p2pfed.simulate.scenario import Scenario
 from p2pfed.simulate.timeline import Timeline
-from p2pfed.simulate.training import training_of
+from p2pfed.simulate.training import Bring, training_of
 from p2pfed.simulate.wires import Links, Timers
 
 __all__ = ["Result", "Stage", "play"]
@@ -76,10 +76,17 @@ class Stage:
         seed: Which chance.
         traced: Whether to hash every event.
         checked: Whether to check invariants; without, only speed can be measured.
+        bring: Real training instead of the scenario's own.
     """
 
     def __init__(
-        self, scenario: Scenario, seed: int, *, traced: bool = True, checked: bool = True
+        self,
+        scenario: Scenario,
+        seed: int,
+        *,
+        traced: bool = True,
+        checked: bool = True,
+        bring: Bring | None = None,
     ) -> None:
         self.scenario = scenario
         self.seed = seed
@@ -87,12 +94,16 @@ class Stage:
         self._counted_at = 0.0
         cast = Cast(scenario, seed)
         run = run_of(scenario.run, cast.rosters[0].hash)
-        weights = dict(zip(cast.peers, cast.samples, strict=True))
-        self.training = training_of(scenario.training, run, seed, weights)
+        genesis = np.zeros(run.num_parameters, np.float32)
+        if bring is not None:
+            run, genesis, self.training = bring(run, cast.peers)
+        else:
+            weights = dict(zip(cast.peers, cast.samples, strict=True))
+            self.training = training_of(scenario.training, run, seed, weights)
         durations = random.Random(f"{seed}/durations")  # noqa: S311 - a simulation
         self.heap = EventHeap(
             run,
-            np.zeros(run.num_parameters, np.float32),
+            genesis,
             train=self.training.train,
             seed=seed,
             links=Links(
@@ -164,6 +175,7 @@ def play(
     *,
     progress: Callable[[float], None] = lambda _done: None,
     traced: bool = True,
+    bring: Bring | None = None,
 ) -> Result:
     """Play one seed.
 
@@ -172,8 +184,9 @@ def play(
         seed: Which chance.
         progress: Told the simulated seconds that are over.
         traced: Whether to hash every event.
+        bring: Real training instead of the scenario's own; what it raises ends the seed as broken.
     """
-    stage = Stage(scenario, seed, traced=traced)
+    stage = Stage(scenario, seed, traced=traced, bring=bring)
     broken, detail = "", ""
     try:
         for step in range(1, 101):

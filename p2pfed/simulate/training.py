@@ -6,14 +6,14 @@
 `softmax`     softmax regression on Gaussian classes, skewed labels per hospital; gives an accuracy
 
 The first two use integers, or float operations that are correctly rounded, and are the same on
-every machine; the third repeats on one machine. Real training is passed in by the caller of
-`EventHeap` instead.
+every machine; the third repeats on one machine. Real training is brought by the caller instead
+(`Bring`), who knows tasks and torch.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from p2pfed.identity.run import Run
 from p2pfed.wire.payload import Payload
 
-__all__ = ["Quadratic", "Softmax", "Synthetic", "Training", "training_of"]
+__all__ = ["Bring", "Quadratic", "Softmax", "Synthetic", "Training", "training_of"]
 
 STEP = 127  # values are at most so many steps of the coarsest grid that int8 can write
 
@@ -35,6 +35,11 @@ class Training(Protocol):
 
     def score(self, model: NDArray[np.int32]) -> float | None:
         """How good a model is, from 0 to 1, if that can be said."""
+
+
+# From the scenario's run and the peer ids in the order of the roster: the run with task and size of
+# the model, the genesis (P,), and who trains.
+Bring = Callable[[Run, Sequence[str]], tuple[Run, NDArray[np.float32], Training]]
 
 
 def _chance(*parts: object) -> random.Random:

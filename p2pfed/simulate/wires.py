@@ -105,8 +105,9 @@ class Wires:
         if one.member(other.peer_id) is not None and two.member(node.peer_id) is not None:
             node.up[other.peer_id] = None
             other.up[node.peer_id] = None
-            self._world.give_later(delay, node, Connected(other.peer_id))
-            self._world.give_later(delay, other, Connected(node.peer_id))
+            version = min(node.version, other.version)
+            self._world.give_later(delay, node, Connected(other.peer_id, version))
+            self._world.give_later(delay, other, Connected(node.peer_id, version))
             if one is two:
                 return
         for giver, newer, taker, older in ((node, one, other, two), (other, two, node, one)):
@@ -151,7 +152,8 @@ class Wires:
         arrival = max(earliest, self._world.now + self.latency(node, other))
         self._last_arrival[way] = arrival
         other.bytes_received += len(frame)
-        self._world.give_later(arrival - self._world.now, other, Received(node.peer_id, frame))
+        heard = Received(node.peer_id, frame, min(node.version, other.version))
+        self._world.give_later(arrival - self._world.now, other, heard)
         return len(frame)
 
     def unclog(self, peer: str) -> None:

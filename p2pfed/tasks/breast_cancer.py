@@ -18,8 +18,8 @@ from typing import ClassVar
 import torch
 from sklearn.datasets import load_breast_cancer
 
-from p2pfed.errors import ConfigError
 from p2pfed.tasks.logistic import LogisticTask
+from p2pfed.tasks.sites import whole, whole_or_none
 from p2pfed.training.task import HyperParameters, Options, Split, TaskData
 
 __all__ = ["BreastCancer"]
@@ -49,10 +49,10 @@ class BreastCancer(LogisticTask):
         local_steps=20, batch_size=16, learning_rate=0.05
     )
 
-    def data(self, folder: Path | None, options: Options) -> TaskData:  # noqa: ARG002 - no files
+    def data(self, folder: Path | None, options: Options) -> TaskData[Split]:  # noqa: ARG002 - no files
         """One hospital's patients; `folder` is not used. See `Task.data`."""
-        sites = _whole(options, "sites", low=1, high=MOST_SITES, default=5)
-        site = _whole(options, "site", low=0, high=sites - 1, default=None)
+        sites = whole_or_none(options, "sites", low=1, high=MOST_SITES) or 5
+        site = whole(options, "site", low=0, high=sites - 1)
         bunch = load_breast_cancer()
         scale = torch.tensor(SCALES, dtype=torch.float64).transpose(0, 1).reshape(30, 2)
         x = ((torch.from_numpy(bunch.data) - scale[:, 0]) / scale[:, 1]).to(torch.float32)
@@ -74,16 +74,3 @@ def _rows_of(site: int, sites: int, total: int) -> list[int]:
     weights = [3 * sites - 2 * k for k in range(sites)]  # 3 to about 1
     ends = [total * sum(weights[: k + 1]) // sum(weights) for k in range(sites)]
     return rows[ends[site - 1] if site else 0 : ends[site]]
-
-
-def _whole(options: Options, key: str, *, low: int, high: int, default: int | None) -> int:
-    value = options.get(key, default)
-    try:
-        number = int(str(value))
-    except ValueError:
-        number = low - 1
-    if not low <= number <= high:
-        raise ConfigError(
-            f"train.options.{key} is {value!r}", f"expected a whole number from {low} to {high}"
-        )
-    return number

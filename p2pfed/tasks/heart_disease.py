@@ -72,7 +72,7 @@ class HeartDisease(LogisticTask):
         local_steps=10, batch_size=16, learning_rate=0.05
     )
 
-    def data(self, folder: Path | None, options: Options) -> TaskData:
+    def data(self, folder: Path | None, options: Options) -> TaskData[Split]:
         """Read one hospital's file; see `Task.data`."""
         site = str(options.get("site", ""))
         if site not in TEST_ROWS:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from p2pfed.tasks.measures import area_under_curve
 from p2pfed.training.task import Split, Task
 
 __all__ = ["LogisticTask"]
@@ -29,12 +32,9 @@ class LogisticTask(Task):
         with torch.no_grad():
             output = model(split.x)
             loss = self.loss(output, split.y).mean()
-        sick, well = output[split.y == 1], output[split.y == 0]
         values = {
             "accuracy": float(((output > 0) == (split.y == 1)).float().mean()),
             "loss": float(loss),
         }
-        if len(sick) and len(well):  # Mann-Whitney: the chance that a sick one scores higher
-            above = (sick[:, None] > well).float() + 0.5 * (sick[:, None] == well).float()
-            values["auc"] = float(above.mean())
-        return values
+        area = area_under_curve(output, split.y)
+        return values if math.isnan(area) else values | {"auc": area}

@@ -1,58 +1,48 @@
-"""`python -m p2pfed.training serve|describe`: the trainer process; a task's facts for a run."""
+"""`python -m p2pfed.training VERB`: the private plane's processes, one module per verb.
+
+A deliberate error is told on standard error, and its exit code is ours.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
-import signal
+import importlib
 import sys
-from pathlib import Path
 
 from p2pfed.errors import P2PFedError
-from p2pfed.training.local import initial_vector
-from p2pfed.training.process import serve
-from p2pfed.training.task import load_task, task_id
-from p2pfed.training.vector import write_vector
+
+# verb -> one line of help; `verbs.VERB` has `arguments(parser)` and `run(args)`.
+VERBS = {
+    "serve": "answer a node's requests; started by the node",
+    "attend": "start `serve` for a daemon of another user; for `p2pfed trainer`",
+    "describe": "write a genesis, print the task's facts",
+    "worker": "one of several processes for a round; started by the trainer",
+    "check": "one dry step of a task; started by `p2pfed task check`",
+    "export": "a model as a folder with a card; for `p2pfed model export`",
+    "evaluate": "models on the hospital's own test patients; for `p2pfed model evaluate`",
+    "tune": "fine-tune a model at home; for `p2pfed model tune`",
+    "pictures": "best, median and worst case; for `p2pfed model pictures`",
+    "predict": "what a model says of new cases; for `p2pfed predict`",
+}
 
 
 def main() -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m p2pfed.training")
-    commands = parser.add_subparsers(dest="command", required=True)
-    serving = commands.add_parser("serve", help="answer a node's requests; started by the node")
-    serving.add_argument("--config", type=Path, required=True)
-    serving.add_argument("--control-fd", type=int, required=True)
-    serving.add_argument("--exchange", type=Path, required=True)
-    describing = commands.add_parser("describe", help="write a genesis, print the task's facts")
-    describing.add_argument("task")
-    describing.add_argument("--genesis", type=Path, required=True)
-    describing.add_argument("--seed", type=int, default=0)
+    commands = parser.add_subparsers(dest="verb", required=True)
+    wanted = next((word for word in sys.argv[1:] if word in VERBS), None)
+    modules = {}
+    for verb, text in VERBS.items():
+        command = commands.add_parser(verb, help=text)
+        if verb == wanted:  # the others need not be loaded
+            modules[verb] = importlib.import_module(f"p2pfed.training.verbs.{verb}")
+            modules[verb].arguments(command)
     args = parser.parse_args()
-    if args.command == "serve":
-        # Ctrl-C reaches the whole terminal; the node decides when we stop.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        return serve(args.config, args.control_fd, args.exchange)
-    return _describe(args.task, args.genesis, args.seed)
-
-
-def _describe(name: str, genesis: Path, seed: int) -> int:
     try:
-        task = load_task(name)
-        vector = initial_vector(task, seed=seed)
-        facts = {
-            "task": name,
-            "task_id": task_id(task).hex(),
-            "genesis": write_vector(genesis, vector).hex(),
-            "num_parameters": int(vector.size),
-        }
+        return int(modules[args.verb].run(args))
     except P2PFedError as error:
         print(error, file=sys.stderr)  # noqa: T201 - a command's error
         return error.exit_code
-    except OSError as error:
-        print(f"cannot write {genesis}: {error.strerror}", file=sys.stderr)  # noqa: T201
-        return 2
-    print(json.dumps(facts))  # noqa: T201 - a command's output
-    return 0
 
 
 if __name__ == "__main__":

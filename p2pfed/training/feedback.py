@@ -20,16 +20,15 @@ released before is not trained again, so it neither uses nor changes them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import final
 
 import numpy as np
-import torch
 
 from p2pfed.identity.run import Run
-from p2pfed.training.local import train_local
-from p2pfed.training.task import Split, Task
+from p2pfed.training.home import Home
+from p2pfed.training.local import Trained
 from p2pfed.training.vector import MeanDelta, Vector
 from p2pfed.wire.payload import Payload
 
@@ -57,38 +56,32 @@ class LocalChange:
     """The change by ordinary local training, as the hospital's only row.
 
     Args:
-        task: Gives model, loss and hyper-parameters.
         view: The public model, shape (P,).
-        split: Training records.
+        train: Gives what training makes of it, with a shift of every step or None.
         round_number: The round that it is for.
-        seed: Fixes batches and dropout.
-        device: Where to compute.
+        steps: In how many steps it trains.
         memory: What earlier rounds left; read when the row is made.
         mean: The newest public mean delta, if known.
 
     Attributes:
         made: What training changed; None until the row was read.
+        home: What training left at home; None until the row was read.
     """
 
     def __init__(
         self,
-        task: Task,
         view: Vector,
-        split: Split,
+        train: Callable[[Vector | None], Trained],
         *,
         round_number: int,
-        seed: int,
-        device: torch.device,
+        steps: int,
         memory: LocalMemory,
         mean: MeanDelta | None = None,
     ) -> None:
         self.made: RawChange | None = None
-        self._round = round_number
-        self._task = task
-        self._view = view
-        self._split = split
-        self._seed = seed
-        self._device = device
+        self.home: Home | None = None
+        self._view, self._train = view, train
+        self._round, self._steps = round_number, steps
         self._memory = memory
         self._mean = mean
 
@@ -115,20 +108,10 @@ class LocalChange:
         yield row[None, :]
 
     def _trained(self) -> RawChange:
-        hyper, drift = self._task.hyper, self._memory.drift
-        shift = None if drift is None else drift.correction(self._mean)
-        trained = train_local(
-            self._task,
-            self._split,
-            self._view,
-            steps=hyper.local_steps,
-            learning_rate=hyper.learning_rate,
-            batch_size=hyper.batch_size,
-            seed=self._seed,
-            device=self._device,
-            shift=shift,
-        )
-        return RawChange(self._round, hyper.local_steps, trained - self._view)
+        drift = self._memory.drift
+        trained = self._train(None if drift is None else drift.correction(self._mean))
+        self.home = trained.home
+        return RawChange(self._round, self._steps, trained.vector - self._view)
 
 
 class ErrorFeedback:

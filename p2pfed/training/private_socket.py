@@ -49,14 +49,13 @@ def serve_private_socket(path: Path, views: Views) -> Iterator[None]:
     class Requests(_Requests):
         shown = views
 
-    before = os.umask(0o177)  # 0600 from the first moment; no other thread runs yet
     try:
         server = _UnixServer(str(path), Requests)
     except OSError as error:
         raise ConfigError(f"cannot make the socket {path}", str(error)) from error
-    finally:
-        os.umask(before)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread = threading.Thread(  # a daemon: a hospital's own script may just end
+        target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+    )
     thread.start()
     try:
         yield
@@ -96,6 +95,11 @@ def _make_room(path: Path) -> None:
 class _UnixServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
     block_on_close = False
+
+    def server_bind(self) -> None:
+        """Bind with mode 0600 from the first moment, whatever other threads do meanwhile."""
+        os.fchmod(self.socket.fileno(), 0o600)  # on Linux the file takes over the socket's mode
+        super().server_bind()
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that went away or sent garbage is not worth a line."""

@@ -11,8 +11,8 @@ within the run's epsilon, and all debits on a patient within the hospital's life
 threshold of `svt` follows from this node's own earlier releases of the run. `Skipped`, `Refused`
 and `Exhausted` carry fixed texts and public numbers; the one bit of a worth gate is paid for.
 
-Not here: the plans of the rounds (`plans`), clipping, noise, budget (privacy room), signing and
-sending (network process).
+Not here: whether the hospital takes part (`acceptance`), the plans of the rounds (`plans`),
+clipping, noise, budget (privacy room), signing and sending (network process).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from fractions import Fraction
-
-import torch
+from pathlib import Path
+from typing import Any
 
 from p2pfed.config import Settings
-from p2pfed.errors import BudgetExhausted, ConfigError, UpdateRejected
+from p2pfed.errors import BudgetExhausted, UpdateRejected
 from p2pfed.identity.run import Run
 from p2pfed.privacy.accountant import Budget, fits, forecast
 from p2pfed.privacy.gate import NotWorth, decode_release, release_round
@@ -34,20 +34,22 @@ from p2pfed.privacy.mechanism import Mechanism
 from p2pfed.privacy.svt import SvtPlan, next_threshold
 from p2pfed.privacy.units import Contributions
 from p2pfed.privacy.worth import WorthGate
-from p2pfed.training.contributions import PatientContributions
+from p2pfed.training.acceptance import Installed, why_not
+from p2pfed.training.contributions import of_no_use
+from p2pfed.training.crew import Crew
 from p2pfed.training.feedback import LocalChange, LocalMemory
 from p2pfed.training.guarded import OfTask, words_of_the_task
-from p2pfed.training.local import HospitalContribution, quantise
+from p2pfed.training.hardware import CPU, Hardware
+from p2pfed.training.home import Home, HomeFolder
+from p2pfed.training.local import HospitalContribution, Trained, quantise
 from p2pfed.training.plans import Budgeted, contributions_of, plan_for, worth_plan
-from p2pfed.training.task import Split, Task, TaskData, task_id
-from p2pfed.training.vector import MeanDelta, Vector, check_no_buffers, num_parameters
+from p2pfed.training.task import Patients, Task, TaskData
+from p2pfed.training.together import contributions_together, train_together
+from p2pfed.training.vector import MeanDelta, Vector
+from p2pfed.training.watch import Watch
 from p2pfed.wire.payload import encode_payload
 
 __all__ = ["Exhausted", "Hospital", "Refused", "Released", "RoundResult", "Skipped"]
-
-MAX_SCALE = 4  # a member that was away for long does not take over its first round
-
-_AT_LEAST = {"patient": ("patient", "hospital"), "hospital": ("hospital",)}  # a floor allows these
 
 _NO_BUDGET = 1e-6  # stands for epsilon 0, which only mechanism `none` gets to see
 
@@ -118,7 +120,13 @@ class Hospital:
         task: As installed here.
         data: Its patients.
         ledger: Open, and owned by this process.
-        device: Where to compute.
+        hardware: Where to compute, and how.
+        watch: Is told of time and progress.
+        state: Folder for what stays at home between rounds; None keeps it in memory.
+        installed: The task as a run must fit it, if that is known already.
+
+    Attributes:
+        crew: Other processes that work on a round together with this one.
 
     Raises:
         PrivacyError: The ledger cannot be written.
@@ -128,39 +136,49 @@ class Hospital:
         self,
         settings: Settings,
         task: Task,
-        data: TaskData,
+        data: TaskData[Any],
         ledger: Ledger,
         *,
-        device: torch.device | None = None,
+        hardware: Hardware = CPU,
+        watch: Watch | None = None,
+        state: Path | None = None,
+        installed: Installed | None = None,
     ) -> None:
         self.task = task
         self.data = data
         self.ledger = ledger
-        self.device = device or torch.device("cpu")
-        self.task_id = task_id(task)
-        self.num_parameters = num_parameters(task.model())
+        self.hardware = hardware
+        self.watch = watch or Watch()
+        self.crew: Crew | None = None
+        self._installed = installed or Installed.of(task, data)
+        self.task_id = self._installed.task_id
+        self.num_parameters = self._installed.num_parameters
+        self.homes = HomeFolder(state, self.task_id)
         self.unusable = 0  # patients whose row was not finite in the last round; never leaves
-        self.dataset = ledger.register(
-            f"{task.name} at {settings.node.name}", data.train.patient_records()
-        )
-        self._policy = settings.privacy
+        with words_of_the_task("naming its patients"):
+            patients = data.train.patient_records()
+        self.dataset = ledger.register(f"{task.name} at {settings.node.name}", patients)
+        self.policy = settings.privacy
         self._thresholds: dict[bytes, tuple[int, int]] = {}
-        self._worth: dict[
-            tuple[bytes, int], WorthGate
-        ] = {}  # never stored: a restart ends their instances
+        self._worth: dict[tuple[bytes, int], WorthGate] = {}  # a restart ends their instances
         self._memory: tuple[bytes, LocalMemory] = (b"", LocalMemory())
-        self._groups = (1, data.train)
+        self._groups: tuple[int, Patients] = (1, data.train)
 
     @property
     def spent(self) -> Spent:
         """What these patients have spent so far, at the hospital's delta."""
-        return self.ledger.spent(self.dataset, delta=float(self._policy.delta))
+        return self.ledger.spent(self.dataset, delta=float(self.policy.delta))
+
+    @property
+    def shares_metrics(self) -> bool:
+        """Whether the hospital lets all members know its main metric, rounded."""
+        return self.policy.share_metrics == "rounded"
 
     @property
     def budget(self) -> Budget:
         """The lifetime ceiling."""
         return Budget(
-            epsilon=float(self._policy.epsilon) or _NO_BUDGET, delta=float(self._policy.delta)
+            epsilon=float(self.policy.epsilon) or _NO_BUDGET, delta=float(self.policy.delta)
         )
 
     def run_round(
@@ -187,7 +205,9 @@ class Hospital:
         Raises:
             PrivacyError: The ledger does not verify or cannot be written; nothing leaves.
         """
-        reason = self._why_not(run, round_number, samples, scale)
+        reason = why_not(
+            run, round_number, samples, scale, installed=self._installed, policy=self.policy
+        )
         if reason:
             return Refused(reason)
         key = ReleaseKey(run.run_id, round_number)
@@ -204,20 +224,21 @@ class Hospital:
         with words_of_the_task():
             contributions = self._contributions(run, round_number, view, mean)
         try:
-            gate = release_round(
-                OfTask(contributions, skips=run.mechanism == "none"),
-                plan=plan,
-                ledger=self.ledger,
-                dataset=self.dataset,
-                key=key,
-                budget=self.budget,
-                worth=worth,
-            )
+            with self.watch.spent_on("gate"):
+                gate = release_round(
+                    OfTask(contributions, skips=run.mechanism == "none"),
+                    plan=plan,
+                    ledger=self.ledger,
+                    dataset=self.dataset,
+                    key=key,
+                    budget=self.budget,
+                    worth=worth,
+                )
         except BudgetExhausted:
             return self._exhausted("the lifetime budget of these patients does not allow it")
         except UpdateRejected:  # its text may count patients; under a mechanism no value causes it
             return Skipped("the update is not finite or does not fit the run")
-        self.unusable = getattr(contributions, "unusable", 0)
+        self._count_unusable(run, contributions)
         if isinstance(gate, NotWorth):
             return Skipped("the worth gate said no: this update is not worth its budget")
         # `none` gives the mean update on the run's grid, the others a sum over contributions.
@@ -232,6 +253,8 @@ class Hospital:
         )
         if isinstance(contributions, LocalChange) and contributions.made is not None:
             self._memory[1].keep(contributions.made, result.payload, unit=unit / float(scale))
+        if (home := getattr(contributions, "home", None)) is not None:
+            self._keep_home(run, home)
         spent = gate.spent
         return Released(
             payload=encode_payload(
@@ -246,49 +269,24 @@ class Hospital:
             releases_left=self._releases_left(run),
         )
 
-    def _why_not(self, run: Run, round_number: int, samples: int, scale: Fraction) -> str:
-        scales = run.averaging.participation_scaling
-        private = run.mechanism != "none"
-        buffers = ""
-        if private:
-            with words_of_the_task():
-                model = self.task.model()
-            try:
-                check_no_buffers(model)
-            except ConfigError as error:
-                buffers = error.what
-        checks = (
-            (run.task_id != self.task_id, "the run names another version of the task"),
-            (run.num_parameters != self.num_parameters, "the run's model has another size"),
-            (not 0 <= round_number <= run.rounds, "the run has no such round"),
-            (not 1 <= samples < 1 << 24, "the roster names no sensible number of patients"),
-            (
-                samples < run.gate.patients_per_row,
-                "the roster names fewer patients than a group has",
-            ),
-            (not 1 <= scale <= (MAX_SCALE if scales else 1), "the run does not scale deltas so"),
-            (not private and not self._policy.allow_none, "mechanism 'none' is not allowed here"),
-            (
-                private and run.unit not in _AT_LEAST[self._policy.unit],
-                "the run's unit is below our floor",
-            ),
-            (private and self._policy.epsilon <= 0, "no lifetime budget is configured here"),
-            (
-                private and not Budgeted.of(run).is_enough,
-                "the run has too many rounds for its epsilon",
-            ),
-            (bool(buffers), f"{buffers}, which no clip bounds"),
-        )
-        return next((reason for wrong, reason in checks if wrong), "")
+    def _count_unusable(self, run: Run, contributions: Contributions) -> None:
+        self.unusable = getattr(contributions, "unusable", 0)
+        if self.unusable:
+            self.watch.note(of_no_use(run.unit, self.unusable, contributions.num_patients))
+
+    def _keep_home(self, run: Run, home: Home) -> None:
+        """What is paid for is released even where the disk is full."""
+        try:
+            self.homes.keep(run.run_id, home)
+        except OSError as error:
+            self.watch.note(f"what stays at home is in memory only: {error.strerror}")
 
     def _run_is_paid_for(self, run: Run, worth: WorthGate | None) -> bool:
         """Whether one more release, and its worth gate if not open, would pass its epsilon."""
         if run.mechanism == "none":
             return False
         share = Budgeted.of(run)
-        cost = share.cost
-        if worth is not None and not worth.is_open:
-            cost = share.together
+        cost = share.cost if worth is None or worth.is_open else share.together
         ceiling = Budget(epsilon=float(run.epsilon), delta=float(run.delta))
         return not fits(ceiling, self.ledger.costs_of_run(run.run_id), cost)
 
@@ -318,33 +316,60 @@ class Hospital:
     def _contributions(
         self, run: Run, round_number: int, view: Vector, mean: MeanDelta | None
     ) -> Contributions:
-        if run.unit == "patient":
-            rows = self._grouped(run.gate.patients_per_row)
-            return PatientContributions(self.task, view, rows, device=self.device)
         seed = int.from_bytes(hashlib.blake2b(_label(run, round_number), digest_size=7).digest())
-        if run.unit == "hospital":
-            return HospitalContribution(
-                self.task, view, self.data.train, seed=seed, device=self.device
+        if run.unit == "patient":
+            group = run.gate.patients_per_row
+            return contributions_together(
+                self.crew,
+                self.task,
+                self._grouped(group),
+                view,
+                patients_per_row=group,
+                seed=seed,
+                hardware=self.hardware,
+                watch=self.watch,
             )
+
+        def train(shift: Vector | None = None) -> Trained:
+            return self.train(run, view, seed=seed, shift=shift)
+
+        if run.unit == "hospital":
+            return HospitalContribution(view, train)
         if self._memory[0] != run.run_id:
             self._memory = (run.run_id, LocalMemory.of(run))
         return LocalChange(
-            self.task,
             view,
-            self.data.train,
+            train,
             round_number=round_number,
-            seed=seed,
-            device=self.device,
+            steps=self.task.hyper.local_steps,
             memory=self._memory[1],
             mean=mean,
         )
 
-    def _grouped(self, size: int) -> Split:
+    def train(self, run: Run, view: Vector, *, seed: int, shift: Vector | None) -> Trained:
+        """Ordinary local training of one round; the loop form puts its own in its place."""
+        return train_together(
+            self.crew,
+            self.task,
+            self.data.train,
+            view,
+            seed=seed,
+            hardware=self.hardware,
+            shift=shift,
+            home=self.homes.of(run.run_id),
+            watch=self.watch,
+        )
+
+    def end(self) -> None:
+        """End the other processes, where there are some."""
+        if self.crew is not None:
+            self.crew.end()
+
+    def _grouped(self, size: int) -> Patients:
         """The training patients in groups of `size`, kept from round to round."""
-        if size == 1:
-            return self.data.train
         if self._groups[0] != size:
-            self._groups = (size, self.data.train.grouped(size))
+            everybody: Patients = self.data.train
+            self._groups = (size, everybody.grouped(size) if size > 1 else everybody)
         return self._groups[1]
 
     def _plan(self, run: Run, round_number: int, samples: int) -> Mechanism:

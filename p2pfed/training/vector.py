@@ -1,19 +1,21 @@
 """A model's parameters as one flat float32 vector, and the safetensors file that carries it.
 
-Invariant: order and length follow `named_parameters()` of the task's own model, so `get_vector`
-after `set_vector` gives the same bits back. Buffers (running means of batch norm and the like) are
-not in the vector: they stay at home, and under a privacy mechanism a model that has any is
-refused, because they are statistics of patients which no clip bounds.
+Invariant: order and length follow `shared_parameters()` of the task's own model, so `get_vector`
+after `set_vector` gives the same bits back. What a task keeps at home and buffers (running means of
+batch norm and the like) are not in the vector; see `home`. Under a privacy mechanism a model that
+has buffers is refused, because they are statistics of patients which no clip bounds.
 
 A file holds exactly one tensor, `model`, shape (P,), float32; P is the number of parameters here.
-A view may hold a second one, `mean`, and then names its round in the metadata `mean_round`. Files
-are safetensors only: reading one runs no code.
+Files are safetensors only: reading one runs no code. Not here: the view that the network process
+hands over in every round (`handover`).
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -34,14 +36,14 @@ __all__ = [
     "num_parameters",
     "parts",
     "read_vector",
-    "read_view",
+    "saved_buffers",
     "set_vector",
+    "shared_parameters",
     "write_vector",
 ]
 
 Vector = NDArray[np.float32]
 _MOST_HEADER_BYTES = 1 << 16
-_LONGEST_ROUND = 16  # digits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,9 +59,41 @@ class MeanDelta:
     values: Vector
 
 
-def num_parameters(model: nn.Module) -> int:
-    """Length of the flat vector; tied parameters count once."""
-    return sum(p.numel() for p in model.parameters())
+def shared_parameters(
+    model: nn.Module, private: Sequence[str] = ()
+) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that hospitals average, by name; tied ones come once.
+
+    Args:
+        model: The task's model.
+        private: Patterns of the names that stay at home.
+
+    Raises:
+        ConfigError: A pattern fits no parameter, or nothing is shared.
+    """
+    named = list(model.named_parameters())
+    for pattern in private:
+        if not any(fnmatchcase(name, pattern) for name, _ in named):
+            raise ConfigError(
+                f"private_parameters names {pattern!r}, which fits no parameter of the model",
+                "it would be shared under another name",
+                f"the model has {', '.join(name for name, _ in named[:12])}",
+            )
+    shared = [(n, p) for n, p in named if not any(fnmatchcase(n, each) for each in private)]
+    if not shared:
+        raise ConfigError("the task shares no parameter", "there would be nothing to average")
+    return shared
+
+
+def num_parameters(model: nn.Module, private: Sequence[str] = ()) -> int:
+    """Length of the flat vector."""
+    return sum(p.numel() for _, p in shared_parameters(model, private))
+
+
+def saved_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What the model's state holds besides its parameters, by name; the tensors themselves."""
+    saved = model.state_dict().keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name in saved}
 
 
 def check_no_buffers(model: nn.Module) -> None:
@@ -68,40 +102,40 @@ def check_no_buffers(model: nn.Module) -> None:
     Raises:
         ConfigError: Names the first persistent buffer.
     """
-    saved = model.state_dict().keys()
-    for name, _ in model.named_buffers():
-        if name in saved:
-            raise ConfigError(
-                f"the model has the buffer {name!r}",
-                "such statistics of patients are outside the privacy gate",
-                "use GroupNorm or InstanceNorm without running statistics, or persistent=False",
-            )
+    for name in saved_buffers(model):
+        raise ConfigError(
+            f"the model has the buffer {name!r}",
+            "such statistics of patients are outside the privacy gate",
+            "use GroupNorm or InstanceNorm without running statistics, or persistent=False",
+        )
 
 
-def get_vector(model: nn.Module) -> Vector:
-    """A copy of the parameters, shape (P,), float32."""
-    parts = [p.detach().reshape(-1).to("cpu", torch.float32) for p in model.parameters()]
-    return np.asarray(torch.cat(parts).numpy(), dtype=np.float32).copy()
+def get_vector(model: nn.Module, private: Sequence[str] = ()) -> Vector:
+    """A copy of the shared parameters, shape (P,), float32."""
+    shared = shared_parameters(model, private)
+    flat = [p.detach().reshape(-1).to("cpu", torch.float32) for _, p in shared]
+    return np.asarray(torch.cat(flat).numpy(), dtype=np.float32).copy()
 
 
-def set_vector(model: nn.Module, vector: Vector) -> None:
-    """Put the values into the model's parameters, in place.
+def set_vector(model: nn.Module, vector: Vector, private: Sequence[str] = ()) -> None:
+    """Put the values into the model's shared parameters, in place.
 
     Raises:
         UpdateRejected: Wrong length or type, NaN or infinity.
     """
-    _check(vector, num_parameters(model), "the vector")
+    shared = shared_parameters(model, private)
+    _check(vector, sum(p.numel() for _, p in shared), "the vector")
     with torch.no_grad():
-        for parameter, part in zip(model.parameters(), parts(model, vector), strict=True):
+        for (_, parameter), part in zip(shared, parts(model, vector, private), strict=True):
             parameter.copy_(part)
 
 
-def parts(model: nn.Module, vector: Vector) -> list[torch.Tensor]:
-    """The vector's part for each parameter, in its shape, on the CPU."""
-    parameters = list(model.parameters())
+def parts(model: nn.Module, vector: Vector, private: Sequence[str] = ()) -> list[torch.Tensor]:
+    """The vector's part for each shared parameter, in its shape, on the CPU."""
+    shared = [p for _, p in shared_parameters(model, private)]
     flat = torch.from_numpy(np.ascontiguousarray(vector))
-    split = flat.split([p.numel() for p in parameters])
-    return [part.view_as(parameter) for part, parameter in zip(split, parameters, strict=True)]
+    split = flat.split([p.numel() for p in shared])
+    return [part.view_as(parameter) for part, parameter in zip(split, shared, strict=True)]
 
 
 def write_vector(path: Path, vector: Vector) -> bytes:
@@ -143,33 +177,6 @@ def read_vector(path: Path, length: int, *, digest: bytes | None = None) -> Vect
     vector = tensors["model"]
     _check(vector, length, path.name)
     return vector
-
-
-def read_view(path: Path, length: int) -> tuple[Vector, MeanDelta | None]:
-    """Read the public model that the network process wrote, and the last mean delta if it is there.
-
-    Args:
-        path: The safetensors file.
-        length: P, our own model's number of parameters.
-
-    Raises:
-        UpdateRejected: As `read_vector`, for either tensor; or the mean's round is not named.
-    """
-    try:
-        tensors = safetensors.numpy.load(_read(path, 2 * length))
-        with safetensors.safe_open(path, framework="numpy") as file:
-            named = (file.metadata() or {}).get("mean_round", "")
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise UpdateRejected(f"cannot read {path.name} as a view", str(error)) from error
-    if not {"model"} <= set(tensors) <= {"model", "mean"}:
-        raise UpdateRejected(f"{path.name} must hold a tensor 'model' and may hold a 'mean'")
-    for name, tensor in tensors.items():
-        _check(tensor, length, f"{name} in {path.name}")
-    if "mean" not in tensors:
-        return tensors["model"], None
-    if not (named.isascii() and named.isdigit() and len(named) <= _LONGEST_ROUND):
-        raise UpdateRejected(f"{path.name} does not name the round of its mean")
-    return tensors["model"], MeanDelta(int(named), tensors["mean"])
 
 
 def _read(path: Path, length: int) -> bytes:

@@ -9,7 +9,8 @@ decided.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import msgpack
@@ -91,7 +92,7 @@ class Items:
     def __init__(self, value: Any, what: str) -> None:
         if not isinstance(value, tuple):
             raise RemoteProtocolError(f"{what}: not an array")
-        self._values = iter(value)
+        self._values: Iterator[Any] = iter(value)
         self._what = what
 
     def _next(self) -> Any:
@@ -145,6 +146,10 @@ class Items:
         items.done()
         return result
 
+    def one(self, read: Callable[[Items], T]) -> T:
+        """An array, read by `read`."""
+        return self._one(self._next(), read)
+
     def texts(self, most: int, longest: int = 256) -> tuple[str, ...]:
         """An array of at most `most` strings."""
         value = self._next()
@@ -152,6 +157,19 @@ class Items:
             raise RemoteProtocolError(f"{self._what}: a list is missing or too long")
         reader = Items(value, self._what)
         return tuple(reader.text(longest) for _ in value)
+
+    def at_end(self) -> bool:
+        """Whether all items were read."""
+        value = next(self._values, _END)
+        if value is _END:
+            return True
+        self._values = itertools.chain((value,), self._values)
+        return False
+
+    def skip(self, most: int) -> None:
+        """Pass over what a later version added: at most `most` items."""
+        for _ in range(most):
+            next(self._values, None)
 
     def done(self) -> None:
         """Refuse items that nobody asked for."""

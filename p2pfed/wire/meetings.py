@@ -1,4 +1,4 @@
-"""The messages by which two peers average their models; part of `/p2pfed/gossip/1`.
+"""The messages by which two peers average their models; part of every version of the gossip.
 
 One meeting: the initiator sends `Propose`; the other one answers `Accept` with a fresh *ticket* and
 its model, or `Busy`; the initiator applies its half and sends `Commit` with the step, or `Abort`;

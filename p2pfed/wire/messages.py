@@ -1,4 +1,4 @@
-"""The messages of `/p2pfed/gossip/1`: frozen values, one encoding each.
+"""The messages of `/p2pfed/gossip/1` and `/2`: frozen values, one encoding each in a version.
 
 A message is `[kind, fields…]` in msgpack (see `codec`). Peers exchange names of facts first and
 facts only when asked (`Want`), so that no payload crosses twice. Facts are content-addressed: a
@@ -8,6 +8,8 @@ What the messages mean is told where they are handled: `gossip/membership.py` (B
 Addresses), `gossip/sync.py` (Digest, Have, Want, Facts), `gossip/joining.py` (AskCheckpoints,
 Checkpoints), `gossip/witness.py` (AskWitness, Witness). Those of `wire/spreading.py` are told by
 seats instead of names; those of `wire/meetings.py` belong to pairwise mode.
+
+The versions (`versions`) differ in the beat alone, which is in `beat`.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from p2pfed.errors import RemoteProtocolError
+from p2pfed.wire.beat import HASH_BYTES, MAX_ADDRESSES, Beat, beat_items, is_sayable, read_beat
 from p2pfed.wire.codec import MAX_FRAME, Items, pack, unpack
 from p2pfed.wire.delta import MAX_HEADER
 from p2pfed.wire.meetings import MEETING_READERS, MeetingMessage, meeting_items
@@ -32,6 +35,7 @@ from p2pfed.wire.spreading import (
     Wanted,
     encode_spreading,
 )
+from p2pfed.wire.versions import NEWEST
 
 __all__ = [
     "DOCUMENTS",
@@ -57,43 +61,11 @@ __all__ = [
 ]
 
 NAME_BYTES = 16  # 128 bits of a fact's hash name it on the wire
-HASH_BYTES = 16  # of a digest
 MAX_NAMES = 4096
 MAX_RANGES = 512
-MAX_ADDRESSES = 16
-MAX_ADDRESS = 256  # bytes, as of every text
 MAX_ROUND = 1 << 31
 MAX_WITNESSED = 256  # runs that a member took part in
 DOCUMENTS = -1  # the "round" under which rosters and proofs are listed
-
-
-@dataclass(frozen=True, slots=True)
-class Beat:
-    """I am here; this is what I hold.
-
-    Attributes:
-        sequence: Grows with every beat of this process; answered by `Ack`.
-        network_id: 32 bytes; another one ends the connection.
-        run_id: The run that this node takes part in, 32 bytes, or empty.
-        task_id: Hash of its task, 32 bytes, or empty.
-        round: The round that it is in.
-        contributes: Whether its deltas are to be waited for.
-        model_round: The round of its newest model.
-        model_hash: Hash of that model, 32 bytes, or empty.
-        documents: Digest of its rosters and proofs.
-        addresses: Multiaddrs under which it can be dialled.
-    """
-
-    sequence: int
-    network_id: bytes
-    run_id: bytes
-    task_id: bytes
-    round: int
-    contributes: bool
-    model_round: int
-    model_hash: bytes
-    documents: bytes
-    addresses: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,35 +211,18 @@ Message = (
 )
 
 
-def is_sayable(address: str) -> bool:
-    """Whether an address may be in a beat: a relay of ours may have a name that is too long."""
-    return len(address.encode("utf-8")) <= MAX_ADDRESS and address.isprintable()
-
-
-def encode_message(message: Message) -> bytes:
-    """Encode a message; raises ValueError if it is longer than a frame may be."""
-    data = _encode(message)
+def encode_message(message: Message, version: int = NEWEST) -> bytes:
+    """Encode a message as a version has it; raises ValueError if it is longer than a frame."""
+    data = _encode(message, version)
     if len(data) > MAX_FRAME:
         raise ValueError(f"{type(message).__name__} has {len(data)} bytes")
     return data
 
 
-def _encode(message: Message) -> bytes:  # noqa: C901, PLR0911 - one case per message
+def _encode(message: Message, version: int) -> bytes:  # noqa: C901, PLR0911 - one case per message
     match message:
         case Beat():
-            return pack(
-                "beat",
-                message.sequence,
-                message.network_id,
-                message.run_id,
-                message.task_id,
-                message.round,
-                message.contributes,
-                message.model_round,
-                message.model_hash,
-                message.documents,
-                message.addresses,
-            )
+            return pack("beat", *beat_items(message, version))
         case Ack():
             return pack("ack", message.sequence)
         case Leave():
@@ -306,35 +261,24 @@ def _kinds(facts: Facts) -> tuple[tuple[bytes, ...], ...]:
     return facts.deltas, facts.rosters, facts.proofs
 
 
-def decode_message(frame: bytes) -> Message:
+def decode_message(frame: bytes, version: int = NEWEST) -> Message:
     """Decode a frame from a peer.
 
+    Args:
+        frame: The whole frame.
+        version: Of the stream that it came on.
+
     Raises:
-        RemoteProtocolError: The frame is not one of our messages, exactly.
+        RemoteProtocolError: The frame is not one of that version's messages, exactly.
     """
     items = unpack(frame, "message")
     kind = items.text(32)
     reader = _READERS.get(kind)
-    if reader is None:
+    if kind != "beat" and reader is None:
         raise RemoteProtocolError(f"message: unknown kind {kind!r}")
-    message = reader(items)
+    message = read_beat(items, version) if reader is None else reader(items)
     items.done()
     return message
-
-
-def _read_beat(items: Items) -> Beat:
-    return Beat(
-        sequence=items.integer(),
-        network_id=items.raw(32),
-        run_id=items.raw(0, 32),
-        task_id=items.raw(0, 32),
-        round=items.integer(0, MAX_ROUND),
-        contributes=items.flag(),
-        model_round=items.integer(0, MAX_ROUND),
-        model_hash=items.raw(0, 32),
-        documents=items.raw(HASH_BYTES),
-        addresses=items.texts(MAX_ADDRESSES),
-    )
 
 
 def _read_addresses(items: Items) -> Addresses:
@@ -384,7 +328,6 @@ def _read_signed(items: Items) -> tuple[bytes, bytes]:
 
 _READERS: dict[str, Callable[[Items], Message]] = {
     **READERS,
-    "beat": _read_beat,
     "ack": lambda items: Ack(items.integer()),
     "leave": lambda _: Leave(),
     "addresses": _read_addresses,

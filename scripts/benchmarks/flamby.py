@@ -98,10 +98,15 @@ STRATEGIES = (
 # --- data --------------------------------------------------------------------------------------
 
 
+def data_root(named: Path | None) -> Path:
+    """Where all data sets are: as named, else P2PFED_DATA, else beside the repository."""
+    beside = Path(__file__).resolve().parents[3] / "shared" / "data"
+    return named or Path(os.environ.get("P2PFED_DATA") or beside)
+
+
 def folder_of(named: Path | None) -> Path:
     """Where the data is; ends the program with words if it is not there."""
-    beside = Path(__file__).resolve().parents[3] / "shared" / "data"
-    folder = named or Path(os.environ.get("P2PFED_DATA") or beside)
+    folder = data_root(named)
     needed = [folder / "heart_disease" / f"processed.{site}.data" for site in SITES]
     needed += [folder / "flamby" / f"heart_seed{seed}.csv" for seed in SEEDS]
     missing = [path for path in needed if not path.is_file()]

@@ -23,7 +23,6 @@ from __future__ import annotations
 import csv
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -32,8 +31,8 @@ from typing import Any
 
 from flamby import folder_of
 from rows import Row, parser, show
+from whole_run import whole_run
 
-from p2pfed.demo.federation import Daemon, Federation, wait_for
 from p2pfed.demo.plan import Cast, heart_disease, run_constants
 from p2pfed.gossip.fold import genesis_state, model_hash
 from p2pfed.training.local import evaluate
@@ -122,23 +121,17 @@ def federate(cast: Cast, way: Way, seed: int) -> dict[str, float]:
         TimedOut: The daemons did not end on one model.
         RuntimeError: A hospital spent more than its budget, or the model's file is another.
     """
-    with tempfile.TemporaryDirectory(prefix="p2pfed-bench-") as folder:
-        federation = Federation(Path(folder) / "nodes", cast, epsilon=str(way.epsilon))
-        daemons = list(federation.daemons.values())
-        with federation.running():
-            run = federation.make_run(f"hearts-{way.label}-{seed}", way.constants, seed=seed)
-            federation.write_bootstrap()
-            roster = federation.stewards.admit([daemon.member for daemon in daemons])
-            for daemon in daemons:
-                federation.start(daemon)
-            wait_for(lambda: all(map(_ready, daemons)), DEADLINE, "the trainers are ready")
-            for daemon in daemons:
-                federation.enrol(daemon, roster)
-            wait_for(lambda: _agree(daemons), DEADLINE, "all daemons end on one model")
-            states = [daemon.client.get("/v1/status") for daemon in daemons]
-            model = federation.final_model(federation.first, run)
+    ended = whole_run(
+        cast,
+        way.constants,
+        name=f"hearts-{way.label}-{seed}",
+        seed=seed,
+        epsilon=str(way.epsilon),
+        deadline=DEADLINE,
+    )
+    states, model = ended.states, ended.model
     spent = max(state["privacy"]["spent_epsilon"] for state in states)
-    if model_hash(genesis_state(model, run)).hex() != states[0]["run"]["model_hash"]:
+    if model_hash(genesis_state(model, ended.run)).hex() != states[0]["run"]["model_hash"]:
         raise RuntimeError("the model on disk is not the one whose hash the daemons tell")
     if way.epsilon and spent > way.epsilon:
         raise RuntimeError(f"epsilon {spent} was spent, the budget is {way.epsilon}")
@@ -161,20 +154,6 @@ def _accuracies(
     sizes = [len(test.x) for test in tests]
     pooled = sum(value * size for value, size in zip(own, sizes, strict=True)) / sum(sizes)
     return {"pooled": pooled, "hospitals": statistics.mean(own)}
-
-
-def _ready(daemon: Daemon) -> bool:
-    status = daemon.status()
-    return status is not None and status["trainer"]["state"] == "ready"
-
-
-def _agree(daemons: list[Daemon]) -> bool:
-    """Whether all have folded the last round and say the same hash."""
-    states: list[dict[str, Any]] = [(daemon.status() or {}).get("run") or {} for daemon in daemons]
-    done = all(
-        run.get("phase") == "finished" and run.get("model_round") == ROUNDS for run in states
-    )
-    return done and len({run["model_hash"] for run in states}) == 1
 
 
 def read_published(path: Path) -> dict[int, list[float]]:

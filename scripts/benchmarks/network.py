@@ -25,7 +25,7 @@ from pathlib import Path
 
 import network_crowd
 import network_ways
-from network_goals import Goal, tell
+from goals import Goal, tell
 from network_processes import Child, Failed
 from network_ways import CHECKED, MIB, WAYS, Setting
 from rows import Row, parser

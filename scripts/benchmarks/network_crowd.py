@@ -28,8 +28,8 @@ from functools import partial
 from pathlib import Path
 
 import trio
+from goals import Goal
 from network_baselines import LOOPBACK, PROTOCOL
-from network_goals import Goal
 from network_processes import Child, Failed, Orders
 from network_ways import MIB, Members, heard, quiet_library, seed_of
 from rows import Row

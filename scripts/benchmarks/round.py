@@ -162,7 +162,10 @@ def _round_times(daemon: Daemon) -> dict[int, float]:
 def _training_times(daemon: Daemon) -> dict[int, float]:
     """Seconds of each round that the trainer worked, by the trainer's own private socket."""
     rounds = daemon.private.get("/v1/status")["rounds"]
-    return {entry["round"]: sum(entry["seconds"].values()) for entry in rounds}
+    return {  # waiting for peers is not on the way from the question to the answer
+        entry["round"]: sum(s for kind, s in entry["seconds"].items() if kind != "peers")
+        for entry in rounds
+    }
 
 
 def _accuracies(daemon: Daemon) -> list[float]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from digits import cast_of, run_of
-from rows import Row, interleaved, parser, show
+from rows import Row, parser, show
 
 from p2pfed.demo.federation import Daemon, Federation, wait_for
 from p2pfed.demo.plan import Cast, Hospital
@@ -57,17 +59,10 @@ def _idle(folder: Path) -> tuple[list[Row], float]:
             resident.append(_memory(daemon, "VmRSS"))
             if len(cpu) < STARTS:
                 federation.stop(daemon)
-        socket = str(daemon.sockets / "admin.sock")
-        status, bare = interleaved(
-            [
-                lambda: _timed([*_command(), "--socket", socket, "status"]),
-                lambda: _timed([sys.executable, "-c", "pass"]),
-            ],
-            CALLS,
-        )
+        commands = command_rows(daemon, {"status_command": "status"}, CALLS)
     idle = statistics.median(resident)
     return [
-        Row("status_command", status, "s", "python -c pass", status / bare, "lower"),
+        *commands,
         Row("daemon_cpu_until_ready", statistics.median(cpu), "s", better="lower"),
         Row("network_process_memory", idle / 1e6, "MB", better="lower"),
     ], idle
@@ -80,25 +75,63 @@ def _peak(folder: Path, size: int, idle: float) -> Row:
         federation.make_run("bench", CONSTANTS, seed=0)
         federation.write_bootstrap()
         daemons = list(federation.daemons.values())
-        roster = federation.stewards.admit([d.member for d in daemons])
-        for daemon in daemons:
-            federation.start(daemon)
-            federation.enrol(daemon, roster)
+        federation.start_all()
         wait_for(lambda: all(map(_finished, daemons)), DEADLINE, "the run ends")
         peak = max(_memory(daemon, "VmHWM") for daemon in daemons)
     name = f"network_process_memory.{size / 1e6:g}M_parameters.peak_above_idle"
     return Row(name, (peak - idle) / size, "bytes per parameter", better="lower")
 
 
-def _command() -> list[str]:
+def command_rows(daemon: Daemon, verbs: Mapping[str, str], times: int) -> list[Row]:
+    """How long commands against a daemon take, each measured in turn with bare Python.
+
+    Each is run in both ways in which a daemon is found: its socket is named, or the configuration
+    that names it, as it is found by itself in /etc/p2pfed.
+
+    Args:
+        daemon: Answers them.
+        verbs: The verb of each command, by the name of its row.
+        times: How often each runs.
+    """
     script = Path(sys.executable).with_name("p2pfed")
-    return [str(script)] if script.exists() else [sys.executable, "-m", "p2pfed"]
+    program = [str(script)] if script.exists() else [sys.executable, "-m", "p2pfed"]
+    ways = {
+        "": ["--socket", str(daemon.sockets / "admin.sock")],
+        ".by_configuration": ["-c", str(daemon.folder / "p2pfed.toml")],
+    }
+    commands = {
+        name + way: [*program, *found_by, verb]
+        for name, verb in verbs.items()
+        for way, found_by in ways.items()
+    }
+    for command in commands.values():
+        _timed(command)  # compiles
+    commands["bare"] = [sys.executable, "-c", "pass"]
+    took: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+    for _ in range(times):
+        for name, command in commands.items():
+            took[name].append(_timed(command))
+    medians = {
+        name: [statistics.median(of) for of in zip(*t, strict=True)] for name, t in took.items()
+    }
+    bare = medians.pop("bare")
+    return [
+        Row(name + kind, value, "s", f"python -c pass{kind}", value / base, "lower")
+        for name, values in medians.items()
+        for kind, value, base in zip(("", ".cpu"), values, bare, strict=True)
+    ]
 
 
-def _timed(command: list[str]) -> float:
+def _timed(command: list[str]) -> tuple[float, float]:
+    """Seconds on the clock, and of the processor's time."""
+    # Its modules may be kept compiled, like those of an installed program.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - began
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+    seconds = time.perf_counter() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def _finished(daemon: Daemon) -> bool:
