@@ -285,10 +285,12 @@ def _only(coded: dict[str, Any]) -> str:
 def test_pictures_of_another_form_are_refused():
     with pytest.raises(VersionMismatch):
         as_png({"best": {"case": "x", "score": 1.0, "planes": {}}})
-    told = board_fakes.pictures()["pictures"]
-    told["best"]["planes"]["axial"]["stack"][0]["image"]["shape"] = [1, 1]
-    with pytest.raises(VersionMismatch):
-        as_png(told)
+    for part, wrong in (("shape", [1, 1]), ("middle", 99)):
+        told = board_fakes.pictures()["pictures"]
+        plane = told["best"]["planes"]["axial"]
+        {"shape": plane["stack"][0]["image"], "middle": plane}[part][part] = wrong
+        with pytest.raises(VersionMismatch):
+            as_png(told)
 
 
 # --- the commands --------------------------------------------------------------------------------

@@ -34,8 +34,8 @@ def as_png(pictures: dict[str, Any]) -> list[dict[str, Any]]:
     Returns:
         Per case `rank`, `case`, `score`, and `planes`: per plane `name`, `width` and `height` in
         pixels, `mm` (width of a pixel), `aspect` (its height by its width), `slices` (per slice
-        `image`, `target` and `predicted`, base64 of a grey PNG) and the number of the one in the
-        `middle`.
+        `image`, `target` and `predicted`, base64 of a grey PNG) and in `middle` the number of
+        the one to begin with.
 
     Raises:
         VersionMismatch: The pictures are not of this form.
@@ -62,13 +62,16 @@ def _plane(name: str, parts: dict[str, Any]) -> dict[str, Any]:
     across, up = (float(s) for s in parts["spacing"])
     first, second = (int(n) for n in parts["image"]["shape"][-2:])
     stack = parts.get("stack") or [parts]
+    middle = int(parts.get("middle", len(stack) // 2))
+    if not 0 <= middle < len(stack):
+        raise ValueError("middle")
     return {
         "name": name,
         "width": first,
         "height": second,
         "mm": across,
         "aspect": up / across,
-        "middle": len(stack) // 2,
+        "middle": middle,
         "slices": [_slice(one) for one in stack],
     }
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Picture", "chosen", "slices", "stacks"]
+__all__ = ["Picture", "Stack", "chosen", "slices", "stacks"]
 
 Voxels = NDArray[np.uint8]
 
@@ -57,48 +57,64 @@ def chosen(scores: Sequence[float]) -> dict[str, int]:
 
 
 def slices(picture: Picture) -> dict[str, dict[str, Any]]:
-    """The three planes through the middle of what the expert marked.
+    """The three planes through the middle of what the expert marked; each meets some of it.
 
     Returns:
         Per plane ("sagittal", "coronal", "axial") the 2D arrays `image`, `target` and `predicted`
         and the `spacing` of their two axes; rows are the first of the remaining axes.
     """
-    marked = np.argwhere(picture.target if picture.target.any() else np.ones_like(picture.target))
-    middle = np.rint(marked.mean(axis=0)).astype(int)
-    planes = {}
-    for axis, name in enumerate(("sagittal", "coronal", "axial")):
+    middle, planes = _middle(picture), {}
+    for name, axis in _AXES.items():
         kept = [other for other in range(3) if other != axis]
         planes[name] = {
             "spacing": tuple(picture.spacing[other] for other in kept),
-            **{
-                part: np.take(getattr(picture, part), middle[axis], axis=axis)
-                for part in ("image", "target", "predicted")
-            },
+            **_cut(picture, axis, middle[axis]),
         }
     return planes
 
 
-def stacks(picture: Picture) -> dict[str, list[dict[str, Voxels]]]:
+@dataclass(frozen=True, slots=True, eq=False)
+class Stack:
+    """Slices of one plane.
+
+    Attributes:
+        middle: Which of them is that of `slices`: where the expert marked something.
+        slices: By growing index, the 2D arrays `image`, `target` and `predicted` of each.
+    """
+
+    middle: int
+    slices: list[dict[str, Voxels]]
+
+
+def stacks(picture: Picture) -> dict[str, Stack]:
     """Slices of every plane, evenly spread over what the expert or the model marked.
 
-    Returns:
-        Per plane a list, by growing index, of the 2D arrays `image`, `target` and `predicted`; the
-        slice in the middle of the list is about that of `slices`.
+    The one that is nearest to the middle of what the expert marked gives way to the middle itself:
+    a model that marks something far off does not move it.
     """
     found = {}
     marked = (picture.target > 0) | (picture.predicted > 0)
     places = np.argwhere(marked if marked.any() else np.ones_like(marked))
+    centre = _middle(picture)
     for name, axis in _AXES.items():
         low, high = int(places[:, axis].min()), int(places[:, axis].max())
         size = picture.image.size // picture.image.shape[axis]
         count = max(1, min(_MOST_SLICES, high - low + 1, _MOST_PIXELS // size))
-        middle = (low + high) / 2
-        at = np.linspace(low, high, count) if count > 1 else np.array([middle])
-        found[name] = [
-            {
-                part: np.take(getattr(picture, part), int(index), axis=axis)
-                for part in ("image", "target", "predicted")
-            }
-            for index in np.rint(at).astype(int)
-        ]
+        at = np.rint(np.linspace(low, high, count)).astype(int)
+        middle = int(np.abs(at - centre[axis]).argmin())
+        at[middle] = centre[axis]
+        found[name] = Stack(middle, [_cut(picture, axis, index) for index in at])
     return found
+
+
+def _middle(picture: Picture) -> list[int]:
+    """Along each axis the marked slice that is nearest to the centre of what the expert marked."""
+    marked = np.argwhere(picture.target if picture.target.any() else np.ones_like(picture.target))
+    return [min(set(at.tolist()), key=lambda i: (abs(i - at.mean()), i)) for at in marked.T]
+
+
+def _cut(picture: Picture, axis: int, index: int) -> dict[str, Voxels]:
+    return {
+        part: np.take(getattr(picture, part), index, axis=axis)
+        for part in ("image", "target", "predicted")
+    }

@@ -120,7 +120,7 @@ def pictures_as_json(pictures: list[Picture]) -> dict[str, Any]:
     """Best, median and worst of some cases, each in three planes, as JSON.
 
     Arrays are base64 of uint8 in C order with their `shape`. Each plane has the slice through the
-    middle, and a `stack` of slices over what is marked.
+    middle, a `stack` of slices over what is marked, and in `middle` which of these it is.
     """
 
     def array(values: NDArray[Any]) -> dict[str, Any]:
@@ -133,7 +133,11 @@ def pictures_as_json(pictures: list[Picture]) -> dict[str, Any]:
     def planes(picture: Picture) -> dict[str, Any]:
         stacked = stacks(picture)
         return {
-            name: {**plane(parts), "stack": [plane(one) for one in stacked[name]]}
+            name: {
+                **plane(parts),
+                "middle": stacked[name].middle,
+                "stack": [plane(one) for one in stacked[name].slices],
+            }
             for name, parts in slices(picture).items()
         }
 

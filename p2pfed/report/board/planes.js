@@ -52,8 +52,14 @@ function merged(cases) {
   return [...seen.values()];
 }
 
-function depth(one) { return Math.max(...one.planes.map((plane) => plane.slices.length)); }
-function middleOf(one) { return Math.floor(depth(one) / 2); }
+/* One slider moves all planes: where it begins each shows its middle, at its ends their first and last slices. */
+function middleOf(one) { return Math.max(...one.planes.map((plane) => plane.middle)); }
+function depth(one) { return middleOf(one) + Math.max(...one.planes.map((plane) => plane.slices.length - plane.middle)); }
+function sliceOf(plane, one) {
+  const beyond = viewer.slice - middleOf(one);
+  if (beyond <= 0) return Math.round((viewer.slice / Math.max(1, middleOf(one))) * plane.middle);
+  return plane.middle + Math.round((beyond / (depth(one) - 1 - middleOf(one))) * (plane.slices.length - 1 - plane.middle));
+}
 
 function tools() {
   const place = document.getElementById("planes-tools");
@@ -71,7 +77,7 @@ async function drawPlanes() {
   // one scale for all planes of a case; every pixel of the image is drawn
   const scale = Math.max(LEAST_PX / widest, 1 / Math.min(...one.planes.map((plane) => plane.mm)));
   const figures = await Promise.all(one.planes.map(async (plane) => {
-    const most = plane.slices.length - 1, at = Math.round((viewer.slice / Math.max(1, depth(one) - 1)) * most), shown = plane.slices[at];
+    const at = sliceOf(plane, one), shown = plane.slices[at];
     const [image, target, predicted] = await Promise.all(["image", "target", "predicted"].map((part) => decoded(shown[part])));
     const canvas = el("canvas", { width: Math.round(wide(plane) * scale), height: Math.round(plane.height * plane.aspect * plane.mm * scale), role: "img", "aria-label": `${plane.name} plane of the ${one.rank} case, slice ${at + 1} of ${plane.slices.length}` });
     canvas.style.width = `${(100 * wide(plane)) / widest}%`;
