@@ -1,14 +1,17 @@
-"""Local training: steps against a plain loop, patients vectorised, caches, start, hand-over."""
+"""Local training: steps against a plain loop and on the device, patients, caches, hand-over."""
 
 from __future__ import annotations
 
+import itertools
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +23,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from p2pfed.tasks.hippocampus import Hippocampus
 from p2pfed.tasks.phantoms import write_phantoms
+from p2pfed.tasks.segmentation import Plan
 from p2pfed.training.contributions import PatientContributions
+from p2pfed.training.hardware import Hardware
 from p2pfed.training.local import initial_vector, train_local
 from p2pfed.training.task import HyperParameters, Options, Patients, Split, Task, TaskData
 from p2pfed.training.vector import set_vector
@@ -28,7 +33,7 @@ from p2pfed.training.vector import set_vector
 PHANTOMS = 16
 STEPS = {"tabular": 2000, "imaging": 40}
 BATCH = {"tabular": 32, "imaging": 2}
-STEP, CACHED, VECTORISED = 1.05, 1 / 5, 3.0  # goals
+STEP, CACHED, VECTORISED, COMPUTING = 1.05, 1 / 5, 3.0, 0.9  # goals
 
 
 class Tabular(Task):
@@ -73,6 +78,7 @@ def main() -> int:
     }
     for name, (task, data) in tasks.items():
         tell(steps(name, task, data.train, args.times), as_json=args.json)
+    tell(computing(args.times), as_json=args.json)
     tell(vectorised(*tasks["tabular"], name="tabular", times=args.times), as_json=args.json)
     tell(vectorised(*tasks["imaging"], name="imaging", times=3), as_json=args.json)
     with tempfile.TemporaryDirectory(prefix="p2pfed-bench-") as folder:
@@ -111,6 +117,41 @@ def steps(name: str, task: Task, patients: Patients, times: int) -> list[Row]:
     per = 1e3 / count
     path, ratio = f"training/{name}/step", mine / theirs
     return [Goal(path, mine * per, "ms", "plain loop", ratio, "lower", goal=STEP)]
+
+
+class Wide(Hippocampus):
+    """The same with patches that a GPU has room for; volumes that are smaller are padded."""
+
+    name: ClassVar[str] = "hippocampus-wide"
+
+    def plan(self) -> Plan:
+        """As of `Hippocampus`, but for the patch."""
+        return replace(super().plan(), patch=(96, 96, 96))
+
+
+def computing(times: int) -> list[Row]:
+    """Which share of local steps the device computes: what they take with batches that lie there.
+
+    On whatever `train.device = "auto"` means here; the goal is one of GPUs.
+    """
+    hardware = Hardware.chosen()
+    on_gpu = hardware.device.type != "cpu"
+    task, count = (Wide() if on_gpu else Hippocampus()), STEPS["imaging"]
+    task.options = {"phantoms": PHANTOMS}
+    patients, vector = task.data(None, task.options).train, initial_vector(task, seed=0)
+    ahead = patients.batches(BATCH["imaging"], seed=1)
+    there = [tuple(hardware.take(*next(ahead))) for _ in range(PHANTOMS)]
+    held = SimpleNamespace(batches=lambda *_, **__: itertools.cycle(there))
+
+    def trained(some: Any) -> Callable[[], float]:
+        how = {"steps": count, "batch_size": BATCH["imaging"], "hardware": hardware}
+        return lambda: _seconds(lambda: train_local(task, some, vector, seed=1, **how))
+
+    trained(held)()  # a GPU's first steps choose their kernels
+    alone, whole = interleaved([trained(held), trained(patients)], times)
+    path, goal = f"training/imaging/{hardware.device.type}/computing", COMPUTING if on_gpu else None
+    share = alone / whole
+    return [Goal(path, 1e3 * alone / count, "ms", "whole step", share, "higher", goal=goal)]
 
 
 def vectorised(task: Task, data: TaskData[Any], *, name: str, times: int) -> list[Row]:
