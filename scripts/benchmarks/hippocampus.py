@@ -54,7 +54,7 @@ def main() -> int:
     options.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1")
     options.add_argument("--rounds", type=int, default=ROUNDS)
     options.add_argument("--table", action="store_true", help="print Markdown")
-    options.add_argument("--keep", type=Path, help="keep the last seed's models here")
+    options.add_argument("--keep", type=Path, help="keep each seed's model here, for p2pfed model")
     args = options.parse_args()
     folder = folder_of(args.data)
     sites = [Site(folder, {"site": i, "sites": len(NAMES)}) for i in range(len(NAMES))]
@@ -85,10 +85,11 @@ Scores = dict[str, dict[str, dict[str, float]]]  # hospital -> way -> metric -> 
 
 def one_seed(sites: list[Site], rounds: int, seed: int, keep: Path | None) -> Scores:
     """Together with daemons, then every hospital alone and tuned, two at a time."""
-    together = federate(sites, rounds, seed)
+    file = None
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
-        np.asarray(together).tofile(keep / f"together-{seed}.f32")
+        file = keep / f"seed-{seed}.safetensors"
+    together = federate(sites, rounds, seed, file)
     with ProcessPoolExecutor(2) as pool:
         scored = pool.map(score, sites, [together] * len(sites), [rounds] * 4, [seed] * 4)
         return dict(zip(NAMES, scored, strict=True))
@@ -109,13 +110,19 @@ def score(site: Site, together: Vector, rounds: int, seed: int) -> dict[str, dic
     return {way: evaluate(task, vector, data.test) for way, vector in ways.items()}
 
 
-def federate(sites: list[Site], rounds: int, seed: int) -> Vector:
+def federate(sites: list[Site], rounds: int, seed: int, keep: Path | None) -> Vector:
     """One run of four daemons; the model that all of them end on."""
     cast = cast_of(sites)
     constants = {**run_constants("none", rounds=rounds, epsilon=None), "deadline_s": 600.0}
     constants |= {"quorum": 1.0}
     return whole_run(
-        cast, constants, name=f"hippocampus-{seed}", seed=seed, epsilon="0", deadline=DEADLINE
+        cast,
+        constants,
+        name=f"hippocampus-{seed}",
+        seed=seed,
+        epsilon="0",
+        deadline=DEADLINE,
+        keep=keep,
     ).model
 
 

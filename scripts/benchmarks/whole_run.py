@@ -33,9 +33,25 @@ class Ended:
 
 
 def whole_run(
-    cast: Cast, constants: dict[str, Any], *, name: str, seed: int, epsilon: str, deadline: float
+    cast: Cast,
+    constants: dict[str, Any],
+    *,
+    name: str,
+    seed: int,
+    epsilon: str,
+    deadline: float,
+    keep: Path | None = None,
 ) -> Ended:
     """Start daemons, wait until all have folded the last round and say the same hash.
+
+    Args:
+        cast: The hospitals.
+        constants: Of the run.
+        name: The run's.
+        seed: Of the first model.
+        epsilon: Each hospital's limit.
+        deadline: Seconds, for the daemons to be ready and for the run.
+        keep: A file for the last model, as `p2pfed model fetch` writes it.
 
     Raises:
         TimedOut: They did not within `deadline` seconds.
@@ -53,6 +69,8 @@ def whole_run(
             for daemon in daemons:
                 federation.enrol(daemon, roster)
             wait_for(lambda: _agree(daemons, run.rounds), deadline, "all end on one model")
+            if keep is not None:
+                federation.first.client.download("/v1/model", keep)
             states = [daemon.client.get("/v1/status") for daemon in daemons]
             return Ended(run, federation.final_model(federation.first, run), states)
 
