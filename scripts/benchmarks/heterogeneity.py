@@ -218,7 +218,8 @@ def table(
                 lines.append(f"| {hospital} | {' | '.join(map(_short, values))} |")
             whole = " | ".join(_short(_mean(values)) for values in means)
             lines.append(f"| **mean** | {whole} |")
-    lines += ["", "| data | switch | together | tuned |", "|---|---|---|---|"]
+    if switched:
+        lines += ["", "| data | switch | together | tuned |", "|---|---|---|---|"]
     for name in dict.fromkeys(one.partition("/")[0] for one in switched):
         lines.append(f"| {name} | none | {_spread(chosen[name], compared[name])} |")
         for switch, runs in switched.items():
