@@ -7,6 +7,7 @@ import datetime as dt
 import errno
 import fcntl
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,10 @@ def test_a_unit_that_is_not_enabled_is_told_and_no_unit_is_no_fault():
     assert machine.service(machine.Unit(systemd=False)).status == "ok"
     enabled = machine.Unit(systemd=True, loaded=True, enabled=True, active=True)
     assert machine.service(enabled).found.endswith("runs")
+    trainer = machine.Unit(systemd=True, name="p2pfed-trainer.service", loaded=True)
+    assert machine.service(trainer).fix == "systemctl enable --now p2pfed-trainer"
+    gone = machine.service(replace(trainer, loaded=False)).found
+    assert gone == "there is no p2pfed-trainer.service: after a reboot nobody starts the trainer"
 
 
 @pytest.mark.parametrize(
@@ -280,6 +285,13 @@ def holding(folder):
 def test_the_trainer_is_judged_by_its_state_and_its_restarts(state, restarts, problem, status):
     told = {"state": state, "restarts": restarts}
     assert private.trainer(told, problem, trains=True, log=PLACE).status == status
+
+
+def test_a_problem_of_several_lines_is_told_in_one():
+    row = private.trainer(
+        {"state": "starting", "restarts": 1}, "it died\nwith a word\nor two", trains=True, log=PLACE
+    )
+    assert row.found.endswith("last problem: it died; with a word; or two")
 
 
 def test_the_newest_note_of_the_trainer_is_told():

@@ -385,6 +385,31 @@ def test_standard_error_gets_text_on_a_terminal_and_json_elsewhere(
     assert standard.lines()[0].startswith(begins)
 
 
+def test_the_journal_is_told_how_bad_each_line_is(standard, logger, monkeypatch, tmp_path):
+    found = os.fstat(standard.write)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino}")
+    with open(standard.write, "w", closefd=False) as stderr:
+        monkeypatch.setattr("sys.stderr", stderr)
+        handler = begin_logging(settings(tmp_path, file=None, format="text"))
+        handler._file._aside = standard.write
+        logger.info("one")
+        logger.error("two", exc_info=ValueError("three"))
+    begins = [line[:3] for line in standard.lines()]
+    assert begins[:2] == ["<6>", "<3>"]
+    assert set(begins[2:]) == {"<3>"}  # of the exception
+
+
+@pytest.mark.parametrize("stream", ["", "1:2", "junk"])
+def test_a_standard_error_that_is_not_the_journal_gets_no_priorities(
+    stream, standard, logger, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("JOURNAL_STREAM", stream)
+    handler = begin_logging(settings(tmp_path, file=None))
+    handler._file._aside = standard.write
+    logger.info("one")
+    assert standard.lines()[0].startswith("{")
+
+
 def test_the_level_can_be_changed_while_it_runs(tmp_path, logger):
     begin_logging(settings(tmp_path, level="warning"))
     logger.info("one")

@@ -100,6 +100,24 @@ def test_the_units_start_the_two_halves_with_one_configuration():
     assert service("p2pfed-trainer")["ExecStart"] == f"{PROGRAM} trainer -c {CONFIG}"
 
 
+@pytest.mark.parametrize("name", ["p2pfed", "p2pfed-bootstrap"])
+def test_a_reload_reads_the_configuration_that_the_unit_was_started_with(name):
+    unit = service(name)
+    config = unit["ExecStart"].removeprefix(f"{PROGRAM} node -c ")
+    assert unit["ExecReload"] == f"{PROGRAM} -c {config} config reload"
+
+
+def test_no_boot_waits_for_a_peer_unless_a_service_asks_for_it():
+    assert not _Unit(FOLDER / "p2pfed-wait-online.service").has_section("Install")
+
+
+def test_patients_are_given_to_the_trainers_user_and_never_to_the_group_that_the_node_is_in():
+    told = (ROOT / "docs" / "service.md").read_text("utf-8")
+    assert "chgrp" not in told
+    assert "chown -R p2pfed-trainer: /srv/p2pfed" in told
+    assert "-/srv/p2pfed" in service("p2pfed")["InaccessiblePaths"].split()
+
+
 def test_the_paths_of_units_configuration_and_documents_agree(settings):
     node, trainer = service("p2pfed"), service("p2pfed-trainer")
     state = Path("/var/lib") / trainer["StateDirectory"]
@@ -108,7 +126,7 @@ def test_the_paths_of_units_configuration_and_documents_agree(settings):
     assert str(settings.loop_socket.parent) == node["ReadWritePaths"]
     private = (settings.trainer_socket, settings.ledger_path, settings.trainer_state)
     assert {path.parent for path in private} == {state}
-    assert node["InaccessiblePaths"] == f"-{state}"
+    assert node["InaccessiblePaths"] == f"-{state} {trainer['ReadOnlyPaths']}"
     folders = (FOLDER / "tmpfiles.d" / "p2pfed.conf").read_text("utf-8")
     assert f"d {settings.loop_socket.parent} 2750 p2pfed p2pfed-trainer" in folders
     assert f"d {CONFIG.parent} 0750 root p2pfed-trainer" in folders
@@ -126,6 +144,8 @@ def test_what_the_trainer_needs_is_not_taken_from_it_and_the_network_is():
     trainer = service("p2pfed-trainer")
     assert trainer["PrivateNetwork"] == "yes"
     assert trainer["IPAddressDeny"] == "any"
+    # several processes of one trainer look for their loopback by netlink (getifaddrs)
+    assert {"AF_UNIX", "AF_INET", "AF_NETLINK"} <= set(trainer["RestrictAddressFamilies"].split())
     hurts_cuda = {"PrivateDevices", "MemoryDenyWriteExecute", "ProcSubset"}
     assert set(trainer).isdisjoint(hurts_cuda | {"RemoveIPC", "PrivateIPC"})
     assert "PrivateIPC" not in service("p2pfed")

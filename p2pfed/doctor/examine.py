@@ -274,8 +274,15 @@ def _open_files(scene: Scene) -> Iterator[Finding]:
     yield machine.open_files(machine.limit_of_files(scene.pid), members)
 
 
-def _service(_: Scene) -> Iterator[Finding]:
-    yield machine.service(machine.unit())
+def _service(scene: Scene) -> Iterator[Finding]:
+    found = machine.unit("p2pfed.service")
+    if not scene.settings.train.enabled and not found.loaded:
+        bootstrap = machine.unit("p2pfed-bootstrap.service")
+        found = bootstrap if bootstrap.loaded else found
+    yield machine.service(found)
+    train = scene.settings.train
+    if found.loaded and train.enabled and train.user and train.task != "loop":
+        yield machine.service(machine.unit("p2pfed-trainer.service"))
 
 
 # --- the private plane -------------------------------------------------------------------------

@@ -277,22 +277,24 @@ def open_files(limit: int | None, members: int) -> Finding:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """The service `p2pfed`, as systemd knows it.
+    """A service of p2pfed's, as systemd knows it.
 
     Attributes:
         systemd: Whether systemd runs this machine.
+        name: Of the unit.
         loaded: Whether there is such a unit.
         enabled: Whether it starts with the machine.
         active: Whether it runs.
     """
 
     systemd: bool
+    name: str = "p2pfed.service"
     loaded: bool = False
     enabled: bool = False
     active: bool = False
 
 
-def unit(name: str = "p2pfed.service") -> Unit:
+def unit(name: str) -> Unit:
     """Ask systemd, where there is one."""
     if not Path("/run/systemd/system").is_dir() or not shutil.which("systemctl"):
         return Unit(systemd=False)
@@ -301,6 +303,7 @@ def unit(name: str = "p2pfed.service") -> Unit:
     told = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
     return Unit(
         systemd=True,
+        name=name,
         loaded=told.get("LoadState") == "loaded",
         enabled=told.get("UnitFileState", "").startswith("enabled"),
         active=told.get("ActiveState") == "active",
@@ -308,20 +311,22 @@ def unit(name: str = "p2pfed.service") -> Unit:
 
 
 def service(found: Unit) -> Finding:
-    """Whether the node comes back after a reboot."""
+    """Whether the node, or its trainer, comes back after a reboot."""
+    short = found.name.removesuffix(".service")
+    what = "trainer" if short.endswith("-trainer") else "node"
     if not found.systemd:
         return ok("service", "systemd does not run here: who restarts the node is up to you")
     if not found.loaded:
         return ok(
             "service",
-            "there is no p2pfed.service: after a reboot nobody starts the node",
+            f"there is no {found.name}: after a reboot nobody starts the {what}",
             "see docs/operations.md, Under systemd",
         )
     if not found.enabled:
         return warn(
             "service",
-            "p2pfed.service does not start with the machine",
-            "systemctl enable --now p2pfed",
+            f"{found.name} does not start with the machine",
+            f"systemctl enable --now {short}",
         )
-    state = "runs" if found.active else "does not run now: systemctl start p2pfed"
-    return ok("service", f"p2pfed.service is enabled and {state}")
+    state = "runs" if found.active else f"does not run now: systemctl start {short}"
+    return ok("service", f"{found.name} is enabled and {state}")

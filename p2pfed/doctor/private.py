@@ -297,6 +297,7 @@ def trainer(told: Mapping[str, Any] | None, problem: str, *, trains: bool, log: 
     if state.startswith("waiting for"):  # one that comes by itself
         start = "start your loop, or the service: systemctl start p2pfed-trainer"
         return warn("trainer", state, start)
+    problem = problem.replace("\n", "; ")
     story = f"{state}, {restarts} restarts{problem and f'; last problem: {problem}'}"
     if state != "ready" and (problem or restarts):
         return fail("trainer", story, look_at)

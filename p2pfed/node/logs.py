@@ -40,6 +40,7 @@ __all__ = [
     "as_json",
     "as_text",
     "begin_logging",
+    "for_journal",
     "set_level",
 ]
 
@@ -48,6 +49,7 @@ LONGEST_MESSAGE = 2000
 LONGEST_EXCEPTION = 8000
 MOST_TEXTS = 32  # in a list that passes
 HIDDEN = "<data>"
+_PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}  # of syslog
 _STRANGERS = ("libp2p", "multiaddr", "hypercorn", "trio", "asyncio")  # quiet unless debug
 _NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
 _NUMBERS = re.compile(rf"(?<![\w.]){_NUMBER}(?:[\s,;]+{_NUMBER}){{3,}}")
@@ -197,6 +199,16 @@ def _printable(line: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
+def for_journal(form: Form) -> Form:
+    """The same with each line's priority before it (sd-daemon(3)); the journal takes that off."""
+
+    def prefixed(record: Mapping[str, Any]) -> str:
+        begin = f"<{_PRIORITIES.get(record['level'], _PRIORITIES['info'])}>"
+        return "\n".join(begin + line for line in form(record).split("\n"))
+
+    return prefixed
+
+
 # --- wiring --------------------------------------------------------------------------------------
 
 
@@ -244,6 +256,8 @@ def begin_logging(settings: Settings) -> LogHandler:
     """
     log, data = settings.log, settings.train.data
     form = _form(log.format, on_terminal=log.file is None and _is_terminal())
+    if log.file is None and _is_journal():
+        form = for_journal(form)
     handler = LogHandler(Plain([data] if data else []), form, LogFile(log.file, form))
     root = logging.getLogger()
     for other in [other for other in root.handlers if isinstance(other, LogHandler)]:
@@ -283,3 +297,12 @@ def _is_terminal() -> bool:
         return sys.stderr.isatty()
     except (AttributeError, ValueError):  # there is none, or it is closed
         return False
+
+
+def _is_journal() -> bool:
+    """Whether standard error is systemd's journal, by what systemd says of it (systemd.exec(5))."""
+    try:
+        found = os.fstat(sys.stderr.fileno())
+    except (AttributeError, OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
