@@ -188,6 +188,7 @@ async def _serve(
                 await nursery.start(source.listen)
             if shell.trainer is not None:
                 nursery.start_soon(shell.trainer.run)
+            nursery.start_soon(operator.boundary.watch)
             nursery.start_soon(shell.hear_for_ever)
             operator.resume()
             nursery.start_soon(shell.tick_for_ever)

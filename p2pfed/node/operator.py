@@ -29,6 +29,7 @@ from p2pfed.identity.bootstrap import BootstrapList
 from p2pfed.identity.invited import check_first_roster, is_invited
 from p2pfed.identity.roster import Roster
 from p2pfed.identity.run import Run, check_kept_run, check_signed_run
+from p2pfed.node.boundary import Boundary
 from p2pfed.node.checkpoints import DiskCheckpoints
 from p2pfed.node.directory import DataDirectory
 from p2pfed.node.genesis import most_bytes, take_genesis, why_absent
@@ -58,6 +59,7 @@ class Operator(View):
 
     Attributes:
         operators: User ids that may write on the socket, besides root and the daemon's own.
+        boundary: What of the trainer's this process could open.
 
     Raises:
         ConfigError: `admin.operators` names somebody unknown.
@@ -77,6 +79,7 @@ class Operator(View):
         self._taking = trio.Lock()
         self.operators = operator_ids(settings.admin.operators)
         self._reloading = Reloading(shell.network, shell.log)
+        self.boundary = Boundary.of(settings)
         self._of_next_trainer: tuple[Settings, tuple[str, ...]] | None = None
 
     # --- starting ------------------------------------------------------------------------------
@@ -372,7 +375,7 @@ class Operator(View):
         return told
 
     def _health(self) -> list[str]:
-        lines = [*super()._health(), *self._reloading.health()]
+        lines = [*super()._health(), *self._reloading.health(), *self.boundary.health()]
         current = self._core.book.current
         if current is not None and self._nothing_vouches():
             lines.append(
