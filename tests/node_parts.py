@@ -52,8 +52,10 @@ class FakeNetwork:
         self.asked.append(("send", peer, frame))
         return True
 
-    def keep_connected(self, peer: str, addresses: Sequence[str]) -> None:
-        self.asked.append(("keep", peer, tuple(addresses)))
+    def keep_connected(
+        self, peer: str, addresses: Sequence[str], *, has_left: bool = False
+    ) -> None:
+        self.asked.append(("keep seldom" if has_left else "keep", peer, tuple(addresses)))
 
     def limit_upload(self, bytes_per_second: float | None) -> None:
         self.asked.append(("limit_upload", bytes_per_second))

@@ -102,6 +102,7 @@ async def test_effects_are_performed_in_the_order_given(tmp_path, monkeypatch):
             Send("a", b"1"),
             Keep("b", ("/ip4/127.0.0.1/tcp/1",)),
             StopDialling("b"),
+            Keep("b", (), has_left=True),
             Send("a", b"2"),
             Note("kind", {"x": 1}),
         )
@@ -110,6 +111,7 @@ async def test_effects_are_performed_in_the_order_given(tmp_path, monkeypatch):
             ("send", "a", b"1"),
             ("keep", "b", ("/ip4/127.0.0.1/tcp/1",)),
             ("stop", "b"),
+            ("keep seldom", "b", ()),
             ("send", "a", b"2"),
         ]
         assert node.store.addresses() == {"b": ["/ip4/127.0.0.1/tcp/1"]}

@@ -245,10 +245,17 @@ class Disconnect:
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """Keep a connection to a peer, dialling for ever."""
+    """Keep a connection to a peer, dialling for ever.
+
+    Attributes:
+        peer: Whom.
+        addresses: Where it may be.
+        has_left: It said goodbye, perhaps to be started anew: dial later and seldom.
+    """
 
     peer: str
     addresses: tuple[str, ...]
+    has_left: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ time is shown what is held (`spread`, `sync`) and told what was heard of others 
 Addresses of others are hearsay: what a peer announced itself comes first, but it may have moved;
 the handshake decides in the end.
 
-Invariant: a peer that left is not dialled until it is heard again; one that is silent is dialled
-for ever (in a crowd, again and again).
+Invariant: a peer that is silent is dialled for ever (in a crowd, again and again); one that left
+too, but seldom: it may have been started anew and be unable to dial us. (In a crowd it is dialled
+when others say that it is back.)
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from p2pfed.errors import RemoteProtocolError
-from p2pfed.gossip.events import Disconnect, Effect, Note, Send, StopDialling
+from p2pfed.gossip.events import Disconnect, Effect, Keep, Note, Send, StopDialling
 from p2pfed.gossip.membership import Membership, Peer, State
 from p2pfed.gossip.neighbours import Neighbours
 from p2pfed.gossip.probing import Probing
@@ -287,7 +288,10 @@ class Heartbeat:
         if not self._membership.left(peer):
             return []
         self._rumours.judged(peer)
-        return [Note("peer.left", _named(peer)), StopDialling(peer.peer_id)]
+        note = Note("peer.left", _named(peer))
+        if self._membership.is_crowd:
+            return [note, StopDialling(peer.peer_id)]
+        return [note, Keep(peer.peer_id, peer.ways, has_left=True)]
 
     def on_addresses(self, message: Addresses) -> list[Effect]:
         """Hearsay about where others are, which may have moved since we heard them.

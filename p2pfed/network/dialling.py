@@ -6,7 +6,7 @@ through a relay is good until a direct one can be had, which is tried again and 
 
 Invariants: nobody is dialled who is not a member; every attempt has a deadline; the pause between
 two attempts grows to ``redial_most`` and no further, with jitter, so that a partition heals within
-seconds however long it lasted.
+seconds however long it lasted; to a member that said goodbye it grows to ``redial_left``.
 
 Source: happy eyeballs (RFC 8305) for the race; back-off with jitter as AWS describes it (Brooker
 2015). Not here: the handshake (``host``), which of two connections is kept (``session``).
@@ -82,6 +82,8 @@ class Dialling:
         limits = self._limits
         wait = limits.redial_first
         with scope:
+            if session.has_left and session.link is None:
+                wait = await self._pause(session, wait)
             while True:
                 session.redial = trio.Event()
                 if session.link is None:
@@ -90,11 +92,20 @@ class Dialling:
                 await self._stay(session)
                 if trio.current_time() > began + limits.redial_most:
                     wait = limits.redial_first
-                # Jitter, so that two peers which lose each other do not dial in step.
-                pause = limits.redial_unlike if session.is_unlike else wait
-                with trio.move_on_after(pause * self._rng.uniform(0.5, 1.0)):
-                    await session.redial.wait()
-                wait = min(2 * wait, limits.redial_most)
+                wait = await self._pause(session, wait)
+
+    async def _pause(self, session: Session, wait: float) -> float:
+        """Wait until it is time to dial again; returns for how long the next time."""
+        limits = self._limits
+        least, most = limits.redial_first, limits.redial_most
+        if session.has_left:
+            least, most = most, limits.redial_left
+        wait = min(max(wait, least), most)
+        # Jitter, so that two peers which lose each other do not dial in step.
+        pause = limits.redial_unlike if session.is_unlike else wait
+        with trio.move_on_after(pause * self._rng.uniform(0.5, 1.0)):
+            await session.redial.wait()
+        return 2 * wait
 
     async def _stay(self, session: Session) -> None:
         """Wait until there is no link; meanwhile look for a direct way if it is a circuit."""

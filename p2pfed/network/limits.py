@@ -40,6 +40,7 @@ class Limits:
     dial_seconds: float = 5.0
     redial_first: float = 0.3  # a restarted daemon is back within a second
     redial_most: float = 5.0
+    redial_left: float = 60.0  # a peer that said goodbye, which may have been a restart
     redial_unlike: float = 60.0  # a peer without a common version: somebody has to update one of us
     direct_seconds: float = 20.0  # between two attempts to replace a circuit
     open_seconds: float = 10.0

@@ -166,18 +166,22 @@ class PeerNetwork:
         session = self._sessions.get(peer)
         return session is not None and session.put(frame)
 
-    def keep_connected(self, peer: str, addresses: Sequence[str]) -> None:
+    def keep_connected(
+        self, peer: str, addresses: Sequence[str], *, has_left: bool = False
+    ) -> None:
         """Dial ``peer`` whenever it is not connected, until :meth:`stop_dialling`.
 
         Args:
             peer: A member; while it is not one, nothing is dialled.
             addresses: Tried in order; replaces what was given before and dials at once.
+            has_left: It goes, and may come back: it is dialled later, and ever more seldom.
         """
         if peer == self.peer_id:
             return
         session = self._session(peer)
-        session.addresses = tuple(addresses)
-        session.redial.set()
+        session.addresses, session.has_left = tuple(addresses), has_left
+        if not has_left:
+            session.redial.set()
         if session.dialling is None:
             session.dialling = trio.CancelScope()
             self._nursery.start_soon(self._dialling.keep, session, session.dialling)

@@ -63,6 +63,7 @@ class Session:
         gone: Set when ``link`` became None.
         redial: Set when dialling should not wait any longer.
         reading: How fast the peer's frames are taken, whatever stream they come on.
+        has_left: It said goodbye, so it is dialled seldom.
         is_unlike: The last connection showed that the peer speaks no version of ours.
     """
 
@@ -73,6 +74,7 @@ class Session:
         self.announced = trio.Event()
         self.gone = trio.Event()
         self.redial = trio.Event()
+        self.has_left = False
         self.is_unlike = False
         self._unlike_links = 0
         self.reading = Pace(limits.frames_per_second, credit=1.0)
@@ -126,6 +128,7 @@ class Session:
         if self._is_doubled(link):
             return False
         before, self.link = self.link, link
+        self.has_left = False
         self.is_unlike, self._unlike_links = False, 0
         self._wake_writers()
         if before is not None and before.version != link.version:

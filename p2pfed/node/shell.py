@@ -202,10 +202,13 @@ class Shell:
                     logger.warning("hanging up on %s: %s", effect.peer, effect.reason)
                 self._nursery.start_soon(self.network.disconnect, effect.peer)
             case Keep():
-                self.store.keep_addresses(effect.peer, effect.addresses)
+                if effect.addresses:
+                    self.store.keep_addresses(effect.peer, effect.addresses)
                 if self.present:
                     places = (*effect.addresses, *self.bootstrap.get(effect.peer, ()))
-                    self.network.keep_connected(effect.peer, tuple(dict.fromkeys(places)))
+                    self.network.keep_connected(
+                        effect.peer, tuple(dict.fromkeys(places)), has_left=effect.has_left
+                    )
             case StopDialling():
                 self.network.stop_dialling(effect.peer)
             case StoreDelta():

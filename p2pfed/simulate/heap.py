@@ -276,8 +276,10 @@ class EventHeap:
             case SendWitness():
                 shown = witness_of(effect.peer, (d.signed for d in node.disk.deltas.values()))
                 self.wires.send(node, effect.peer, encode_message(shown))
-            case Keep():
+            case Keep(has_left=False):
                 node.wanted[effect.peer] = None
+            case Keep():  # who comes back dials the others itself here
+                node.wanted.pop(effect.peer, None)
             case StopDialling():
                 node.wanted.pop(effect.peer, None)
             case StoreDelta():
