@@ -440,6 +440,20 @@ def test_what_a_killed_daemon_left_in_the_exchange_folder_is_not_there_any_more(
         assert list(again.iterdir()) == []
 
 
+def test_where_memory_has_no_room_a_killed_daemons_folder_is_taken_over_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("p2pfed.node.trainer._SHARED_MEMORY", tmp_path / "none")
+    spare = tmp_path / "spare"
+    spare.mkdir()
+    with exchange_folder(tmp_path, spare=spare) as folder:
+        assert folder.parent == spare
+    folder.mkdir()  # as a power cut leaves it
+    (folder / "view").write_bytes(b"old")
+    with exchange_folder(tmp_path, spare=spare) as again:
+        assert again == folder
+        assert list(again.iterdir()) == []
+    assert list(spare.iterdir()) == []
+
+
 def test_the_exchange_folder_is_held_as_long_as_its_daemon_lives(tmp_path):
     with exchange_folder(tmp_path) as folder:
         assert folder not in [one.path for one in left_folders(folder.parent)]

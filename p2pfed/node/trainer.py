@@ -22,7 +22,6 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,7 +74,10 @@ def exchange_folder(
     except OSError:
         scarce = True
     if scarce:
-        folder = Path(tempfile.mkdtemp(prefix="exchange-", dir=spare or data_dir))
+        folder = (spare or data_dir) / f"exchange-{name}"
+        if folder.exists():
+            shutil.rmtree(folder)  # of a killed daemon
+        folder.mkdir(mode=0o700)
     try:
         if group is not None:
             give_to_group(folder, group, 0o2770)
