@@ -281,7 +281,7 @@ def _service(scene: Scene) -> Iterator[Finding]:
         found = bootstrap if bootstrap.loaded else found
     yield machine.service(found)
     train = scene.settings.train
-    if found.loaded and train.enabled and train.user and train.task != "loop":
+    if found.loaded and train.enabled and train.user and train.task != _LOOP:
         yield machine.service(machine.unit("p2pfed-trainer.service"))
 
 

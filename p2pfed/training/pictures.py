@@ -110,7 +110,11 @@ def stacks(picture: Picture) -> dict[str, Stack]:
 def _middle(picture: Picture) -> list[int]:
     """Along each axis the marked slice that is nearest to the centre of what the expert marked."""
     marked = np.argwhere(picture.target if picture.target.any() else np.ones_like(picture.target))
-    return [min(set(at.tolist()), key=lambda i: (abs(i - at.mean()), i)) for at in marked.T]
+    found = []
+    for at in marked.T:
+        places = np.unique(at)
+        found.append(int(places[np.abs(places - at.mean()).argmin()]))
+    return found
 
 
 def _cut(picture: Picture, axis: int, index: int) -> dict[str, Voxels]:
