@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from admin_fakes import FakeBackend, daemon, empty_home
 from transcripts import stage
+from typed_commands import Commands
 
 from p2pfed.cli.approval import Approval
 from p2pfed.cli.main import main
@@ -24,11 +25,12 @@ from p2pfed.identity.signing import SignedDocument
 ADDRESS = "/dns4/p2p.anna.example/tcp/4201"
 
 
-class Desk:
+class Desk(Commands):
     """A folder with a network of one steward, ana, and the commands run in it."""
 
     def __init__(self, folder: Path, capsys, monkeypatch) -> None:
-        self.folder, self._capsys, self._patch = folder, capsys, monkeypatch
+        super().__init__(capsys)
+        self.folder, self._patch = folder, monkeypatch
         self.found("r1.json", "ana")
 
     def found(self, out: str, *names: str, threshold: int = 1, network: str = "heart") -> None:
@@ -40,19 +42,6 @@ class Desk:
         self.ok("steward", "found", "--network", network, *stewards, *lasts)
         for name in names[:threshold]:
             self.ok("steward", "sign", out, "--key", f"{name}.key")
-
-    def run(self, *arguments) -> tuple[int, str, str]:
-        code = main([str(argument) for argument in arguments])
-        told = self._capsys.readouterr()
-        return code, told.out, told.err
-
-    def ok(self, *arguments) -> str:
-        code, out, err = self.run(*arguments)
-        assert code == 0, err
-        return out
-
-    def data(self, *arguments):
-        return json.loads(self.ok(*arguments, "--json"))["data"]
 
     def refused(self, *arguments, code: int = 7) -> list[str]:
         """The three lines of an error."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import importlib.util
-import json
 import os
 import stat
 import subprocess
@@ -14,9 +13,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from typed_commands import Commands
 
 from p2pfed.cli import roster_file
-from p2pfed.cli.main import main
 from p2pfed.cli.runs import _of_hospital
 from p2pfed.errors import FactRejected
 from p2pfed.identity.book import RosterBook
@@ -33,27 +32,15 @@ _spec.loader.exec_module(fakes)
 PEERS = [peer_id_of(bytes([i]) * 32) for i in range(5)]
 
 
-class Desk:
+class Desk(Commands):
     """A folder with the keys of a, b, c and d, and the commands run in it."""
 
     def __init__(self, folder: Path, capsys) -> None:
-        self.folder, self._capsys = folder, capsys
+        super().__init__(capsys)
+        self.folder = folder
         self.keys = {
             name: self.data("steward", "key", "new", f"{name}.key")["public_key"] for name in "abcd"
         }
-
-    def run(self, *arguments) -> tuple[int, str, str]:
-        code = main([str(argument) for argument in arguments])
-        told = self._capsys.readouterr()
-        return code, told.out, told.err
-
-    def ok(self, *arguments) -> str:
-        code, out, err = self.run(*arguments)
-        assert code == 0, err
-        return out
-
-    def data(self, *arguments):
-        return json.loads(self.ok(*arguments, "--json"))["data"]
 
     def found(self, out: str = "v1", *, threshold: int = 2, expires: str = "365d") -> str:
         stewards = [f"--steward={name}={self.keys[name]}" for name in "abc"]
